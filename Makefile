@@ -1,0 +1,42 @@
+# `make demo` and `make test` need nothing but a Python from 3.11 on: each builds its own
+# virtual environment from the hash-checked lock first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: venv demo test lint bench docs lock clean
+
+venv: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keystore needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: venv ## the main job, end to end, on a real access log and a real PostgreSQL
+	$(BIN)/python -m examples.demo
+
+test: venv ## every test, and every example of the README and the docs
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+lint: venv ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: venv ## every benchmark, as ratios measured side by side
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: venv ## the documentation as HTML, warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+lock: ## renew requirements.lock (needs uv)
+	uv export --quiet --format requirements.txt --all-extras --all-groups \
+	  --no-emit-project --no-header --output-file requirements.lock
+	rm -f uv.lock
+
+clean:
+	rm -rf $(VENV) dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,256 @@
+"""Opens SQLite connections and begins transactions; no other module does either.
+
+The stdlib's implicit transactions are off (``isolation_level=None``): under them DDL and
+``executescript`` commit behind the caller's back. Every write starts with BEGIN IMMEDIATE, because
+a deferred transaction that reads first and then writes fails at once with SQLITE_BUSY_SNAPSHOT
+when somebody else wrote in between, and no busy timeout helps.
+"""
+
+import sqlite3 as _stdlib_sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from keystore import sql
+from keystore.errors import (
+    DamagedStoreError,
+    KeystoreError,
+    NotAKeystoreError,
+    SchemaVersionError,
+    StoreBusyError,
+    StoreNotFoundError,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+else:
+    try:
+        # Its SQLite (3.53) has neither the WAL-reset corruption of 3.7.0 to 3.51.2 nor the slow
+        # statement journal of older libraries; sqlite-utils prefers it by itself, too.
+        from pysqlite3 import dbapi2 as sqlite3
+    except ImportError:
+        sqlite3 = _stdlib_sqlite3
+
+APPLICATION_ID = 0x4B537472
+"""``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
+SCHEMA_VERSION = 1
+"""``PRAGMA user_version`` of a file that this program reads and writes."""
+FIRST_SAFE_SQLITE = (3, 51, 3)
+"""Older libraries can corrupt a WAL database when a reset races with a writer."""
+BUSY_TIMEOUT_SECONDS = 10.0
+
+_Q = sql.named("store")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """Who a store is (table StoreInfo).
+
+    ``as_of_at`` is UTC text; both ``as_of_…`` are ``None`` for an origin and for a replica that
+    has never synced.
+    """
+
+    store_id: str
+    role: str
+    incarnation: str
+    origin_id: str
+    token_prefix: str
+    as_of_change: int | None
+    as_of_at: str | None
+    replaying: int
+    created_at: str
+
+    @property
+    def is_origin(self) -> bool:
+        """Whether writes happen here."""
+        return self.role == "origin"
+
+
+class StoreFile:
+    """An open store: one connection, the file's path, and transactions on it.
+
+    Not safe for use by two threads at once. Close it, or use it in a ``with`` statement.
+    """
+
+    def __init__(self, path: Path, conn: "sqlite3.Connection") -> None:
+        self.path = path
+        self.conn = conn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the last one to close a file checkpoints it."""
+        self.conn.close()
+
+    def info(self) -> StoreInfo:
+        """Read the StoreInfo row.
+
+        Raises:
+            DamagedStoreError: the row is missing.
+        """
+        with self.errors():
+            row = self.conn.execute(_Q["store_info"]).fetchone()
+        if row is None:
+            raise DamagedStoreError(
+                f"{self.path}: the StoreInfo row is missing.", hint="Restore a backup."
+            )
+        return StoreInfo(*row)
+
+    @contextmanager
+    def read(self) -> Iterator["sqlite3.Connection"]:
+        """One snapshot for several reads. Keep it short: an open reader pins the WAL."""
+        with self._transaction("BEGIN", "ROLLBACK") as conn:
+            yield conn
+
+    @contextmanager
+    def write(self) -> Iterator["sqlite3.Connection"]:
+        """A write transaction: committed at the end, rolled back on any exception."""
+        with self._transaction("BEGIN IMMEDIATE", "COMMIT") as conn:
+            yield conn
+
+    @contextmanager
+    def _transaction(self, begin: str, end: str) -> Iterator["sqlite3.Connection"]:
+        with self.errors():
+            self.conn.execute(begin)
+            try:
+                yield self.conn
+                self.conn.execute(end)
+            except BaseException:
+                # a full disk or RAISE(ROLLBACK) may have ended the transaction already
+                if self.conn.in_transaction:
+                    self.conn.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn SQLite's own failures into keystore errors; constraint errors pass unchanged."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            translated = _translate(error, self.path)
+            if translated is None:
+                raise
+            raise translated from error
+
+
+def open_store(path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> StoreFile:
+    """Open an existing store of the current schema version.
+
+    Raises:
+        StoreNotFoundError: no file there.
+        NotAKeystoreError: a directory, no SQLite file, or another application's.
+        SchemaVersionError: a newer schema, or an older one that waits for ``keystore migrate``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreNotFoundError(
+            f"{path}: no such file.", hint=f"Make a store with `keystore init {path}`."
+        )
+    file = StoreFile(path, connect(path, busy_timeout=busy_timeout))
+    try:
+        with file.errors():
+            check_version(path, *versions(file.conn))
+            apply_pragmas(file.conn)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def connect(
+    path: Path, *, create: bool = False, busy_timeout: float = BUSY_TIMEOUT_SECONDS
+) -> "sqlite3.Connection":
+    """Open a bare connection in autocommit mode; :func:`open_store` is what callers want."""
+    mode = "rwc" if create else "rw"
+    try:
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    except sqlite3.DatabaseError as error:
+        raise _translate(error, path) or error from error
+
+
+def apply_pragmas(conn: "sqlite3.Connection") -> None:
+    """Set what every connection of ours has, foreign keys above all."""
+    conn.executescript(sql.read("connection"))
+
+
+def versions(conn: "sqlite3.Connection") -> tuple[int, int]:
+    """Return ``(application_id, user_version)``."""
+    (application_id,) = conn.execute("PRAGMA application_id").fetchone()
+    (user_version,) = conn.execute("PRAGMA user_version").fetchone()
+    return application_id, user_version
+
+
+def check_version(path: Path, application_id: int, user_version: int) -> None:
+    """Refuse what is not a keystore of exactly our version."""
+    if application_id != APPLICATION_ID:
+        raise NotAKeystoreError(
+            f"{path}: a SQLite file, but not a keystore.", hint="Check the path (--db)."
+        )
+    if user_version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path}: schema version {user_version} is newer than this program's {SCHEMA_VERSION}.",
+            hint="Update keystore on this machine.",
+        )
+    if user_version < SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path}: schema version {user_version} is older than this program's {SCHEMA_VERSION}.",
+            hint="Run `keystore migrate`.",
+        )
+
+
+def scalar(conn: "sqlite3.Connection", statement: str, *parameters: Any) -> Any:
+    """Return the first column of the first row, or ``None`` without a row."""
+    row = conn.execute(statement, parameters).fetchone()
+    return None if row is None else row[0]
+
+
+def remove_files(path: Path) -> None:
+    """Delete a database file and what SQLite keeps beside it; missing ones are fine."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").unlink()
+
+
+def _translate(error: Exception, path: Path) -> KeystoreError | None:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return StoreBusyError(
+            f"{path}: another process holds the write lock.",
+            hint="Try again; `keystore doctor` shows the state of the file.",
+        )
+    if code == sqlite3.SQLITE_NOTADB:
+        return NotAKeystoreError(f"{path}: not a SQLite file.", hint="Check the path (--db).")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return NotAKeystoreError(
+            f"{path}: cannot be opened as a database file.",
+            hint="Check the path (--db) and the permissions of the file and its folder.",
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return KeystoreError(
+            f"{path}: the file or its folder is read-only.", hint="Check their permissions."
+        )
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}:
+        return DamagedStoreError(
+            f"{path}: {error}.", hint="Check the disk, then run `keystore doctor`."
+        )
+    return None

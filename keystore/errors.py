@@ -1,0 +1,154 @@
+"""Every error that keystore raises on purpose.
+
+Each class has a stable ``code`` (scripts and HTTP clients match on it), and each instance says
+*what* happened and *where* in its message and *what to do* in its ``hint``. The command line
+catches :class:`KeystoreError` once; the sidecar maps it once.
+"""
+
+from typing import ClassVar
+
+
+class KeystoreError(Exception):
+    """Root of all keystore errors.
+
+    ``code`` is stable across releases; ``hint`` is one sentence that tells the reader what to do.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+class StoreNotFoundError(KeystoreError):
+    """There is no file at the path given."""
+
+    code = "store_not_found"
+
+
+class StoreExistsError(KeystoreError):
+    """A store (or another file) is already where a new one was to be made."""
+
+    code = "store_exists"
+
+
+class NotAKeystoreError(KeystoreError):
+    """The file is not a keystore: no SQLite file, or one of another application."""
+
+    code = "not_a_keystore"
+
+
+class SchemaVersionError(KeystoreError):
+    """The file's schema is newer than this program, or waits for ``keystore migrate``."""
+
+    code = "schema_version"
+
+
+class StoreBusyError(KeystoreError):
+    """Another process held the write lock for longer than the busy timeout."""
+
+    code = "store_busy"
+
+
+class DamagedStoreError(KeystoreError):
+    """SQLite reports a malformed file or a failing disk."""
+
+    code = "damaged_store"
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+class NotFoundError(KeystoreError):
+    """A plan, account or key that was named does not exist."""
+
+    code = "not_found"
+
+
+class AlreadyExistsError(KeystoreError):
+    """The external identity (plan name, e-mail, token hash) is taken."""
+
+    code = "already_exists"
+
+
+class InvalidInputError(KeystoreError):
+    """A value from outside does not have the required form."""
+
+    code = "invalid_input"
+
+
+class WrongRoleError(KeystoreError):
+    """The operation belongs to a store of the other role (origin or replica)."""
+
+    code = "wrong_role"
+
+
+# -- sync --------------------------------------------------------------------------------------
+
+
+class TargetError(KeystoreError):
+    """Root of what a sync target can answer; the store is as it was before."""
+
+    code = "target"
+
+
+class UnsupportedTargetError(TargetError):
+    """The URL's scheme is unknown, or the extra that serves it is not installed."""
+
+    code = "unsupported_target"
+
+
+class TargetUnavailableError(TargetError):
+    """The target cannot be reached or stopped answering; trying again later is safe."""
+
+    code = "target_unavailable"
+
+
+class TargetNotReadyError(TargetError):
+    """The target answers but was not prepared (``keystore hub init``, ``keystore repo create``)."""
+
+    code = "target_not_ready"
+
+
+class UntrustedRepositoryError(TargetError):
+    """Files that are unsigned, signed by others, tampered with, rolled back or cut short."""
+
+    code = "untrusted_repository"
+
+
+class ExpiredRepositoryError(TargetError):
+    """The repository's signatures are past their expiry: nobody has published since."""
+
+    code = "expired_repository"
+
+
+class ForkedStoreError(TargetError):
+    """The target was last written by another copy of this store (restored backup, copied file)."""
+
+    code = "forked_store"
+
+
+class ForeignOriginError(TargetError):
+    """The target carries another origin than the one that this replica mirrors."""
+
+    code = "foreign_origin"
+
+
+class StaleTargetError(TargetError):
+    """The target holds an older state than this replica; applying it would go back in time."""
+
+    code = "stale_target"
+
+
+class IncompleteStateError(TargetError):
+    """What the target sent does not add up to the state that it announced."""
+
+    code = "incomplete_state"

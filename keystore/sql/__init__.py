@@ -1,0 +1,34 @@
+"""SQL lives in ``.sql`` files; this module reads them.
+
+A file of named statements looks like::
+
+    -- name: plan_by_name
+    SELECT ... WHERE name = :name;
+
+and ``named("store")["plan_by_name"]`` returns the statement. Statements that serve every tracked
+table carry ``{placeholders}`` that :func:`str.format` fills with names from :mod:`keystore.tables`,
+never with values.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+_HERE = Path(__file__).parent
+_NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+
+
+def read(name: str) -> str:
+    """Return the text of ``name``.sql, from the package or, in a checkout, from its top level."""
+    packaged = _HERE / f"{name}.sql"
+    checkout = _HERE.parent.parent / f"{name}.sql"
+    return (packaged if packaged.exists() else checkout).read_text(encoding="utf-8")
+
+
+@cache
+def named(name: str) -> MappingProxyType[str, str]:
+    """Return the named statements of ``name``.sql, without their final semicolons."""
+    parts = _NAME.split(read(name))
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return MappingProxyType({key: text.strip().removesuffix(";") for key, text in pairs})

@@ -1,0 +1,47 @@
+-- Only in a replica: its key tables mirror the origin, and nobody but the replay writes them, with
+-- whichever SQLite client. Kept out of an origin, whose writes then pay nothing for it.
+
+CREATE TRIGGER trg_plans_insert_read_only BEFORE INSERT ON Plans
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_plans_update_read_only BEFORE UPDATE ON Plans
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_plans_delete_read_only BEFORE DELETE ON Plans
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_accounts_insert_read_only BEFORE INSERT ON Accounts
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_accounts_update_read_only BEFORE UPDATE ON Accounts
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_accounts_delete_read_only BEFORE DELETE ON Accounts
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeys_insert_read_only BEFORE INSERT ON APIKeys
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeys_update_read_only BEFORE UPDATE ON APIKeys
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeys_delete_read_only BEFORE DELETE ON APIKeys
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;

@@ -1,0 +1,45 @@
+-- The admin side of the store: what keystore.db, keystore.migrate and keystore.store ask.
+
+-- name: store_info
+SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at, replaying,
+       created_at
+FROM StoreInfo;
+
+-- name: insert_store_info
+INSERT INTO StoreInfo (store_info_id, store_id, role, incarnation, origin_id, token_prefix)
+VALUES (1, :store_id, :role, :incarnation, :origin_id, :token_prefix);
+
+-- name: plans
+SELECT p.*, (SELECT count(*) FROM Accounts AS a WHERE a.plan_id = p.plan_id) AS accounts
+FROM Plans AS p
+ORDER BY p.name;
+
+-- name: accounts
+SELECT a.*, p.name AS plan,
+       (SELECT count(*) FROM APIKeys AS k WHERE k.account_id = a.account_id) AS keys
+FROM Accounts AS a
+LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
+ORDER BY a.email;
+
+-- name: keys
+SELECT k.*, a.email AS account
+FROM APIKeys AS k
+LEFT JOIN Accounts AS a ON a.account_id = k.account_id
+WHERE (:account IS NULL OR a.email = :account)
+  AND (:api_key IS NULL OR k.api_key = :api_key)
+ORDER BY k.api_key_id;
+
+-- name: revoke_key
+UPDATE APIKeys SET is_active = 0, updated_at = CURRENT_TIMESTAMP WHERE api_key_id = ?;
+
+-- name: sync_targets
+SELECT target_id, url, acknowledged_change, cursor, acknowledged_usage, usage_only, synced_at,
+       pending_token IS NOT NULL AS is_pending
+FROM SyncTargets
+ORDER BY sync_target_id;
+
+-- name: usage_head
+SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'UsageLog'), 0);
+
+-- name: usage_total
+SELECT coalesce(sum(amount), 0) FROM UsageLog;

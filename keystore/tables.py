@@ -1,0 +1,97 @@
+"""The tracked tables: what travels from an origin to its replicas, column by column.
+
+One description serves the push, the pull, the hub's statements and the digests, so that a column
+cannot be carried in one direction and forgotten in another; a test compares it with ``schema.sql``.
+
+A *wire row* is a tuple of ``int | str | None`` in the order of :attr:`Table.columns`: booleans as
+0 or 1, times as UTC text ``YYYY-MM-DD HH:MM:SS``, UUIDs as text.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+WireValue = int | str | None
+WireRow = tuple[WireValue, ...]
+
+
+class Kind(Enum):
+    """What a column holds, named after its type at the hub."""
+
+    BIGINT = "BIGINT"
+    TEXT = "TEXT"
+    UUID = "UUID"
+    BOOLEAN = "BOOLEAN"
+    TIMESTAMPTZ = "TIMESTAMPTZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column; it has the same name in SQLite and at the hub."""
+
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A tracked table; the first column is its internal id."""
+
+    name: str
+    hub_name: str
+    columns: tuple[Column, ...]
+
+    @property
+    def id(self) -> str:
+        """Name of the internal id."""
+        return self.columns[0].name
+
+    @property
+    def column_list(self) -> str:
+        """The column names, separated by commas, as they go into a statement."""
+        return ", ".join(column.name for column in self.columns)
+
+
+def _table(name: str, hub_name: str, columns: dict[str, Kind]) -> Table:
+    times = {"created_at": Kind.TIMESTAMPTZ, "updated_at": Kind.TIMESTAMPTZ}
+    return Table(name, hub_name, tuple(Column(*pair) for pair in (columns | times).items()))
+
+
+TRACKED: tuple[Table, ...] = (
+    _table(
+        "Plans",
+        "plans",
+        {
+            "plan_id": Kind.BIGINT,
+            "name": Kind.TEXT,
+            "max_staleness_seconds": Kind.BIGINT,
+            "stale_action": Kind.TEXT,
+        },
+    ),
+    _table(
+        "Accounts",
+        "accounts",
+        {
+            "account_id": Kind.BIGINT,
+            "email": Kind.TEXT,
+            "plan_id": Kind.BIGINT,
+            "is_active": Kind.BOOLEAN,
+        },
+    ),
+    _table(
+        "APIKeys",
+        "api_keys",
+        {
+            "api_key_id": Kind.BIGINT,
+            "api_key": Kind.UUID,
+            "account_id": Kind.BIGINT,
+            "api_key_hash": Kind.TEXT,
+            "is_active": Kind.BOOLEAN,
+            "label": Kind.TEXT,
+            "expires_at": Kind.TIMESTAMPTZ,
+        },
+    ),
+)
+"""Parents before children."""
+
+BY_NAME: dict[str, Table] = {table.name: table for table in TRACKED}

@@ -1,0 +1,133 @@
+-- The store: one SQLite file. Version 1.
+--
+-- INTEGER identities inside (joins, foreign keys, ChangeLog.record_id), names and UUIDs outside.
+-- AUTOINCREMENT everywhere: without it SQLite hands the id of a purged row to the next one, and
+-- whoever still holds the old id (a usage row, a replica, a cache) would mean the wrong record.
+--
+-- Times are UTC text, 'YYYY-MM-DD HH:MM:SS', as CURRENT_TIMESTAMP writes them. The CHECKs refuse
+-- every other spelling and years that PostgreSQL and Python cannot hold, so that text order is time
+-- order, whichever client writes.
+-- Texts refuse NUL, which PostgreSQL cannot hold: a row that could not be pushed is not accepted.
+
+CREATE TABLE StoreInfo (
+    store_info_id INTEGER PRIMARY KEY CHECK (store_info_id = 1),
+    store_id CHAR(36) NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('origin', 'replica')),
+    -- New at init and at every restore: two files with one store_id are told apart by it.
+    incarnation CHAR(36) NOT NULL,
+    -- The store whose rows these are: itself for an origin, the mirrored store for a replica.
+    origin_id CHAR(36) NOT NULL,
+    token_prefix TEXT NOT NULL,
+    -- A replica's state is the origin's state right after change as_of_change; at the time
+    -- as_of_at the origin had made no later change. NULL: never synced, so nothing is known.
+    as_of_change INTEGER,
+    as_of_at TIMESTAMP
+        CHECK (as_of_at IS datetime(as_of_at) AND as_of_at >= '1970'),
+    -- 1 only inside the transaction that applies a pull: lets the replay, and nothing else,
+    -- write a replica's key tables.
+    replaying BOOLEAN NOT NULL DEFAULT 0 CHECK (replaying IN (0, 1)),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    CHECK (role = 'replica' OR origin_id = store_id)
+);
+
+CREATE TABLE Plans (
+    plan_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE
+        CHECK (typeof(name) = 'text' AND name <> '' AND instr(name, char(0)) = 0),
+    -- How old a replica's data may be before this plan's keys are answered by stale_action.
+    -- NULL: any age is good enough.
+    max_staleness_seconds INTEGER
+        CHECK (max_staleness_seconds IS NULL
+               OR (typeof(max_staleness_seconds) = 'integer' AND max_staleness_seconds > 0)),
+    stale_action TEXT NOT NULL DEFAULT 'deny' CHECK (stale_action IN ('deny', 'allow')),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(created_at) AND created_at >= '1970'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(updated_at) AND updated_at >= '1970')
+);
+
+CREATE TABLE Accounts (
+    account_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    email TEXT NOT NULL UNIQUE
+        CHECK (typeof(email) = 'text' AND email <> '' AND instr(email, char(0)) = 0),
+    plan_id INTEGER NOT NULL REFERENCES Plans (plan_id) CHECK (typeof(plan_id) = 'integer'),
+    is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(created_at) AND created_at >= '1970'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(updated_at) AND updated_at >= '1970')
+);
+CREATE INDEX idx_accounts_plan_id ON Accounts (plan_id);
+
+CREATE TABLE APIKeys (
+    api_key_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    api_key CHAR(36) NOT NULL UNIQUE
+        CHECK (typeof(api_key) = 'text' AND length(api_key) = 36 AND api_key = lower(api_key)
+               AND api_key GLOB '????????-????-????-????-????????????'
+               AND replace(api_key, '-', '') NOT GLOB '*[^0-9a-f]*'),
+    account_id INTEGER NOT NULL REFERENCES Accounts (account_id) ON DELETE CASCADE
+        CHECK (typeof(account_id) = 'integer'),
+    -- SHA-256 of the token in hex. The token itself is shown once and kept nowhere.
+    api_key_hash TEXT NOT NULL UNIQUE
+        CHECK (typeof(api_key_hash) = 'text' AND length(api_key_hash) = 64
+               AND api_key_hash NOT GLOB '*[^0-9a-f]*'),
+    is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
+    label TEXT CHECK (label IS NULL OR (typeof(label) = 'text' AND instr(label, char(0)) = 0)),
+    expires_at TIMESTAMP
+        CHECK (expires_at IS datetime(expires_at) AND expires_at >= '1970'),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(created_at) AND created_at >= '1970'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(updated_at) AND updated_at >= '1970')
+);
+CREATE INDEX idx_apikeys_account_id ON APIKeys (account_id);
+
+-- No UNIQUE and no CHECK here: an outer INSERT OR IGNORE overrides the conflict clause inside a
+-- trigger, so a constraint that fails would drop the log row and keep the change.
+CREATE TABLE ChangeLog (
+    change_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    table_name TEXT NOT NULL,
+    record_id INTEGER NOT NULL,
+    operation TEXT NOT NULL,
+    occurred_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+);
+
+-- Append-only, owned by the store that wrote it. No foreign key: the subject may be any kind of
+-- principal, and the trail outlives it. account_id is copied for the same reason.
+CREATE TABLE UsageLog (
+    usage_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    principal_type TEXT NOT NULL CHECK (principal_type IN ('api_key', 'oauth_client', 'session')),
+    principal_id INTEGER NOT NULL CHECK (typeof(principal_id) = 'integer'),
+    account_id INTEGER CHECK (typeof(account_id) IN ('integer', 'null')),
+    amount INTEGER NOT NULL CHECK (typeof(amount) = 'integer' AND amount >= 0),
+    request_id TEXT
+        CHECK (request_id IS NULL
+               OR (typeof(request_id) = 'text' AND instr(request_id, char(0)) = 0)),
+    occurred_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (occurred_at IS datetime(occurred_at) AND occurred_at >= '1970')
+);
+
+-- One row per target that this store has synced with. A target is known by the identity that it
+-- states itself, not by its URL: a hub that moves keeps its cursor, a hub that was made anew
+-- starts from nothing.
+CREATE TABLE SyncTargets (
+    sync_target_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    target_id TEXT NOT NULL UNIQUE,
+    url TEXT NOT NULL, -- where it was last found, without any password
+    -- push: all changes up to this one are at the target
+    acknowledged_change INTEGER NOT NULL DEFAULT 0,
+    -- push: what the target must show before it gets more, and what it will show afterwards;
+    -- pending_token is written before the push, so that a lost acknowledgement is recognised
+    push_token CHAR(36),
+    pending_token CHAR(36),
+    -- pull: the target's own sequence up to which everything is applied here
+    cursor INTEGER NOT NULL DEFAULT 0,
+    -- usage: all rows up to this one are at the target
+    acknowledged_usage INTEGER NOT NULL DEFAULT 0,
+    -- files: the root of trust that the operator gave, as signed JSON
+    trusted_root TEXT,
+    -- 1: this store only hands its usage up there and gets its keys elsewhere
+    usage_only BOOLEAN NOT NULL DEFAULT 0 CHECK (usage_only IN (0, 1)),
+    synced_at TIMESTAMP
+        CHECK (synced_at IS datetime(synced_at) AND synced_at >= '1970')
+);
