@@ -31,7 +31,7 @@ CREATE TABLE StoreInfo (
 );
 
 CREATE TABLE Plans (
-    plan_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    plan_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (plan_id > 0),
     name TEXT NOT NULL UNIQUE
         CHECK (typeof(name) = 'text' AND name <> '' AND instr(name, char(0)) = 0),
     -- How old a replica's data may be before this plan's keys are answered by stale_action.
@@ -47,8 +47,8 @@ CREATE TABLE Plans (
 );
 
 CREATE TABLE Accounts (
-    account_id INTEGER PRIMARY KEY AUTOINCREMENT,
-    email TEXT NOT NULL UNIQUE
+    account_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (account_id > 0),
+    email TEXT NOT NULL COLLATE NOCASE UNIQUE
         CHECK (typeof(email) = 'text' AND email <> '' AND instr(email, char(0)) = 0),
     plan_id INTEGER NOT NULL REFERENCES Plans (plan_id) CHECK (typeof(plan_id) = 'integer'),
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
@@ -60,7 +60,7 @@ CREATE TABLE Accounts (
 CREATE INDEX idx_accounts_plan_id ON Accounts (plan_id);
 
 CREATE TABLE APIKeys (
-    api_key_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    api_key_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (api_key_id > 0),
     api_key CHAR(36) NOT NULL UNIQUE
         CHECK (typeof(api_key) = 'text' AND length(api_key) = 36 AND api_key = lower(api_key)
                AND api_key GLOB '????????-????-????-????-????????????'
@@ -124,8 +124,9 @@ CREATE TABLE SyncTargets (
     cursor INTEGER NOT NULL DEFAULT 0,
     -- usage: all rows up to this one are at the target
     acknowledged_usage INTEGER NOT NULL DEFAULT 0,
-    -- files: the root of trust that the operator gave, as signed JSON
-    trusted_root TEXT,
+    -- pull: what the source wants back next time; for a file repository the pinned root and the
+    -- newest signed metadata seen, so that nothing older is ever accepted again
+    source_state TEXT,
     -- 1: this store only hands its usage up there and gets its keys elsewhere
     usage_only BOOLEAN NOT NULL DEFAULT 0 CHECK (usage_only IN (0, 1)),
     synced_at TIMESTAMP

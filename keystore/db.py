@@ -110,23 +110,26 @@ class StoreFile:
 
     @contextmanager
     def read(self) -> Iterator["sqlite3.Connection"]:
-        """One snapshot for several reads. Keep it short: an open reader pins the WAL."""
-        with self._transaction("BEGIN", "ROLLBACK") as conn:
+        """One snapshot for several reads. Keep it short: an open reader pins the WAL.
+
+        It ends with COMMIT, so that rows written to temporary tables stay.
+        """
+        with self._transaction("BEGIN") as conn:
             yield conn
 
     @contextmanager
     def write(self) -> Iterator["sqlite3.Connection"]:
         """A write transaction: committed at the end, rolled back on any exception."""
-        with self._transaction("BEGIN IMMEDIATE", "COMMIT") as conn:
+        with self._transaction("BEGIN IMMEDIATE") as conn:
             yield conn
 
     @contextmanager
-    def _transaction(self, begin: str, end: str) -> Iterator["sqlite3.Connection"]:
+    def _transaction(self, begin: str) -> Iterator["sqlite3.Connection"]:
         with self.errors():
             self.conn.execute(begin)
             try:
                 yield self.conn
-                self.conn.execute(end)
+                self.conn.execute("COMMIT")
             except BaseException:
                 # a full disk or RAISE(ROLLBACK) may have ended the transaction already
                 if self.conn.in_transaction:

@@ -22,12 +22,25 @@ LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
 ORDER BY a.email;
 
 -- name: keys
-SELECT k.*, a.email AS account
+SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.label,
+       k.expires_at, k.created_at, k.updated_at
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 WHERE (:account IS NULL OR a.email = :account)
-  AND (:api_key IS NULL OR k.api_key = :api_key)
 ORDER BY k.api_key_id;
+
+-- name: key
+SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.label,
+       k.expires_at, k.created_at, k.updated_at
+FROM APIKeys AS k
+LEFT JOIN Accounts AS a ON a.account_id = k.account_id
+WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash;
+
+-- name: plan_id
+SELECT plan_id FROM Plans WHERE name = ?;
+
+-- name: account_id
+SELECT account_id FROM Accounts WHERE email = ?;
 
 -- name: revoke_key
 UPDATE APIKeys SET is_active = 0, updated_at = CURRENT_TIMESTAMP WHERE api_key_id = ?;

@@ -1,0 +1,145 @@
+"""Reads the ChangeLog: which records may have changed, and what they are now.
+
+Replay is *state-based*. A ChangeLog row says only that a record changed; the reader looks at the
+record as it is now: present means upsert, absent means delete. Many changes to one record cost
+one look, replay is idempotent, and a spurious row is harmless.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from keystore import sql
+from keystore.clock import utc_text
+from keystore.db import StoreFile, scalar
+from keystore.tables import TRACKED, Table, WireRow
+
+if TYPE_CHECKING:
+    import sqlite3
+
+PAGE_SIZE = 10_000
+"""Records per page: bounds the memory of a push, about 4 MB of keys."""
+
+_Q = sql.named("changelog")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row of the ChangeLog."""
+
+    change_id: int
+    table_name: str
+    record_id: int
+    operation: str
+    occurred_at: str
+
+
+@dataclass(slots=True)
+class Page:
+    """Records of one table: what they are now, and the ids of those that are gone.
+
+    ``repeats`` warns that an earlier page of the same read may have carried some of these
+    records; the later page counts.
+    """
+
+    table: Table
+    rows: list[WireRow]
+    deleted: list[int] = field(default_factory=list)
+    repeats: bool = False
+
+
+def head(conn: "sqlite3.Connection") -> int:
+    """Return the id of the latest change, 0 before the first."""
+    return int(scalar(conn, _Q["head"]))
+
+
+def since(conn: "sqlite3.Connection", after: int, limit: int = -1) -> Iterator[Change]:
+    """Yield the changes after ``after``, oldest first; ``limit`` -1 means all."""
+    for row in conn.execute(_Q["since"], {"after": after, "limit": limit}):
+        yield Change(*row)
+
+
+def count_records(conn: "sqlite3.Connection", table: Table) -> int:
+    """Return how many rows a tracked table holds."""
+    return int(scalar(conn, _fill("count_records", table)))
+
+
+class Reader:
+    """Reads everything that changed after ``after``, or everything there is (``after=None``).
+
+    Iterate once over the pages; then ``up_to`` and ``as_of_at`` tell the *cut*: the pages
+    together carry the store's state exactly as it was right after change ``up_to``, and at
+    ``as_of_at`` (UTC text) no later change had been made. When everything was asked for,
+    ``counts`` holds the number of rows by table at the cut.
+
+    No read transaction is open between two pages, so the consumer may wait for a network without
+    pinning the WAL. Records that change meanwhile are read again in a next round; the last round
+    is one that fits into one page and is therefore read in one snapshot.
+    """
+
+    def __init__(self, file: StoreFile, after: int | None, *, page_size: int = PAGE_SIZE) -> None:
+        self._file = file
+        self._after = after
+        self._page_size = page_size
+        self.up_to = 0
+        self.as_of_at = ""
+        self.counts: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Page]:
+        with self._file.errors():
+            self._file.conn.execute(_Q["create_pending"])
+        after, repeats = self._after, False
+        if after is None:
+            with self._file.read() as conn:
+                after = head(conn)
+            for table in TRACKED:
+                yield from (Page(table, rows) for rows in self._windows("all_records", table))
+            repeats = True
+        while True:
+            with self._file.read() as conn:
+                self.as_of_at, self.up_to = utc_text(), head(conn)
+                is_last = self._fill_pending(conn, after) <= self._page_size
+                final = [(t, self._window(conn, "pending_records", t, 0)) for t in TRACKED if is_last]
+                if is_last and self._after is None:
+                    self.counts = {table.name: count_records(conn, table) for table in TRACKED}
+            if is_last:
+                yield from (_page(table, found, repeats) for table, found in final if found)
+                return
+            for table in TRACKED:
+                for found in self._windows("pending_records", table):
+                    yield _page(table, found, repeats)
+            after, repeats = self.up_to, True
+
+    def _fill_pending(self, conn: "sqlite3.Connection", after: int) -> int:
+        conn.execute(_Q["clear_pending"])
+        conn.execute(_Q["fill_pending"], {"after": after, "up_to": self.up_to})
+        return int(scalar(conn, _Q["count_pending"]))
+
+    def _windows(self, name: str, table: Table) -> Iterator[list[tuple[Any, ...]]]:
+        """Yield one statement's rows page by page, each in a read transaction of its own."""
+        last = 0  # ids are positive, by CHECK
+        while True:
+            with self._file.read() as conn:
+                found = self._window(conn, name, table, last)
+            if not found:
+                return
+            yield found
+            last = found[-1][0]
+
+    def _window(
+        self, conn: "sqlite3.Connection", name: str, table: Table, after: int
+    ) -> list[tuple[Any, ...]]:
+        window = {"after": after, "limit": self._page_size}
+        return conn.execute(_fill(name, table), window).fetchall()
+
+
+def _page(table: Table, found: list[tuple[Any, ...]], repeats: bool) -> Page:
+    """Sort rows of ``pending_records`` (id, whether it is gone, columns) into a page."""
+    rows = [row for _, is_gone, *row in found if not is_gone]
+    deleted = [record_id for record_id, is_gone, *_ in found if is_gone]
+    return Page(table, [tuple(row) for row in rows], deleted, repeats)
+
+
+def _fill(name: str, table: Table) -> str:
+    columns = ", ".join(f"t.{column.name}" for column in table.columns)
+    return _Q[name].format(table=table.name, id=table.id, columns=columns)

@@ -1,0 +1,21 @@
+"""Times as the store writes them: UTC text, ``YYYY-MM-DD HH:MM:SS``, whole seconds."""
+
+import time
+from datetime import UTC, datetime
+
+_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+
+def utc_text(timestamp: float | None = None) -> str:
+    """Write a Unix timestamp (default: now) as the store writes times."""
+    return time.strftime(_FORMAT, time.gmtime(timestamp))
+
+
+def parse_utc(text: str) -> datetime:
+    """Read a time that the store wrote; raises ``ValueError`` on any other form."""
+    return datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+
+
+def seconds(text: str) -> float:
+    """Read a time that the store wrote as a Unix timestamp."""
+    return parse_utc(text).timestamp()

@@ -1,0 +1,143 @@
+"""What comes from outside, validated: command-line input, imports, request bodies.
+
+The models check form only (an e-mail looks like one, a name is not blank). Whether a plan exists
+is the store's to say.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+
+from keystore.clock import utc_text
+from keystore.errors import InvalidInputError
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        msg = "must not contain NUL"
+        raise ValueError(msg)
+    text.encode("utf-8")  # a lone surrogate cannot be stored; UnicodeEncodeError is a ValueError
+    return text
+
+
+def _to_utc_text(moment: datetime) -> str:
+    # A time without a zone is read as UTC: what the store shows can be typed back in.
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if moment.year < 1970:
+        msg = "must be 1970 or later"
+        raise ValueError(msg)
+    return utc_text(moment.timestamp())
+
+
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    AfterValidator(_no_nul),
+]
+Email = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$"),
+    AfterValidator(_no_nul),
+]
+Moment = Annotated[datetime, AfterValidator(_to_utc_text)]
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanInput(_Input):
+    """A plan to add."""
+
+    name: Text
+    max_staleness_seconds: Annotated[int, Field(gt=0, lt=2**63)] | None = None
+    stale_action: Literal["deny", "allow"] = "deny"
+
+
+class AccountInput(_Input):
+    """An account to add; e-mail addresses that differ only in ASCII case are the same."""
+
+    email: Email
+    plan: Text
+
+
+class KeyInput(_Input):
+    """A key to issue; ``expires_at`` is stored as UTC text, a time without zone is UTC."""
+
+    account: Email
+    label: Text | None = None
+    expires_at: Moment | None = None
+
+
+class Plan(BaseModel):
+    """A plan as the store holds it; ``accounts`` counts those on it."""
+
+    plan_id: int
+    name: str
+    max_staleness_seconds: int | None
+    stale_action: str
+    accounts: int
+    created_at: str
+    updated_at: str
+
+
+class Account(BaseModel):
+    """An account as the store holds it; ``keys`` counts its keys, ``plan`` is the plan's name."""
+
+    account_id: int
+    email: str
+    plan_id: int
+    plan: str | None
+    is_active: bool
+    keys: int
+    created_at: str
+    updated_at: str
+
+
+class APIKey(BaseModel):
+    """A key as the store holds it, without its hash; ``account`` is the account's e-mail."""
+
+    api_key_id: int
+    api_key: str
+    account_id: int
+    account: str | None
+    is_active: bool
+    label: str | None
+    expires_at: str | None
+    created_at: str
+    updated_at: str
+
+
+class IssuedKey(BaseModel):
+    """A fresh key with its token, which exists here and nowhere else."""
+
+    key: APIKey
+    token: str = Field(repr=False)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(model: type[_Model], what: str, **values: object) -> _Model:
+    """Build ``model`` from outside values.
+
+    Raises:
+        InvalidInputError: names the first field that is wrong, and why, on one line.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidInputError(
+            f"{what}: {where} {first['input']!r}: {first['msg']}.",
+            hint="Nothing was written; correct it and try again.",
+        ) from None

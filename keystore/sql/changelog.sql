@@ -1,0 +1,43 @@
+-- Reading what changed. {table}, {id} and {columns} are filled from keystore.tables.
+
+-- name: head
+-- sqlite_sequence and not max(change_id): it keeps counting when old rows are compacted away.
+SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'ChangeLog'), 0);
+
+-- name: since
+SELECT change_id, table_name, record_id, operation, occurred_at
+FROM ChangeLog
+WHERE change_id > :after
+ORDER BY change_id
+LIMIT :limit;
+
+-- name: create_pending
+CREATE TEMP TABLE IF NOT EXISTS Pending (
+    table_name TEXT NOT NULL,
+    record_id INTEGER NOT NULL,
+    PRIMARY KEY (table_name, record_id)
+) WITHOUT ROWID;
+
+-- name: clear_pending
+DELETE FROM temp.Pending;
+
+-- name: fill_pending
+INSERT OR IGNORE INTO temp.Pending (table_name, record_id)
+SELECT table_name, record_id FROM ChangeLog WHERE change_id > :after AND change_id <= :up_to;
+
+-- name: count_pending
+SELECT count(*) FROM temp.Pending;
+
+-- name: pending_records
+SELECT p.record_id, t.{id} IS NULL, {columns}
+FROM temp.Pending AS p
+LEFT JOIN {table} AS t ON t.{id} = p.record_id
+WHERE p.table_name = '{table}' AND p.record_id > :after
+ORDER BY p.record_id
+LIMIT :limit;
+
+-- name: all_records
+SELECT {columns} FROM {table} AS t WHERE t.{id} > :after ORDER BY t.{id} LIMIT :limit;
+
+-- name: count_records
+SELECT count(*) FROM {table};

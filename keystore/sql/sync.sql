@@ -1,0 +1,104 @@
+-- The store's side of a sync: bookkeeping per target, and the replay on a replica.
+-- {table}, {id} and {columns} are filled from keystore.tables.
+
+-- name: target
+SELECT acknowledged_change, push_token, pending_token, cursor, acknowledged_usage
+FROM SyncTargets
+WHERE target_id = ?;
+
+-- name: targets
+SELECT url, usage_only FROM SyncTargets ORDER BY sync_target_id;
+
+-- name: source_state
+SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
+
+-- name: add_target
+INSERT INTO SyncTargets (target_id, url, usage_only) VALUES (:target_id, :url, :usage_only)
+ON CONFLICT (target_id) DO UPDATE SET
+    url = excluded.url,
+    usage_only = min(usage_only, excluded.usage_only);
+
+-- name: set_pending
+UPDATE SyncTargets SET pending_token = :pending_token WHERE target_id = :target_id;
+
+-- name: acknowledge_push
+-- The condition makes a late acknowledgement harmless: if another process has seen this push at
+-- the target meanwhile and gone on, there is nothing to do.
+UPDATE SyncTargets SET
+    acknowledged_change = :acknowledged_change,
+    push_token = pending_token,
+    pending_token = NULL,
+    synced_at = CURRENT_TIMESTAMP
+WHERE target_id = :target_id AND pending_token = :token;
+
+-- name: acknowledge_usage
+UPDATE SyncTargets SET
+    acknowledged_usage = max(acknowledged_usage, :acknowledged_usage),
+    synced_at = CURRENT_TIMESTAMP
+WHERE target_id = :target_id;
+
+-- name: acknowledge_pull
+UPDATE SyncTargets SET
+    cursor = :cursor,
+    source_state = coalesce(:source_state, source_state),
+    synced_at = CURRENT_TIMESTAMP
+WHERE target_id = :target_id;
+
+-- name: usage_after
+SELECT usage_id, principal_type, principal_id, account_id, amount, request_id, occurred_at
+FROM UsageLog
+WHERE usage_id > :after
+ORDER BY usage_id
+LIMIT :limit;
+
+-- name: begin_replay
+UPDATE StoreInfo SET replaying = 1;
+
+-- name: end_replay
+UPDATE StoreInfo SET
+    replaying = 0,
+    token_prefix = :token_prefix,
+    as_of_change = :as_of_change,
+    as_of_at = :as_of_at;
+
+-- name: create_incoming
+CREATE TEMP TABLE IF NOT EXISTS Incoming{table} AS SELECT {columns} FROM {table} WHERE 0;
+
+-- name: create_incoming_deleted
+CREATE TEMP TABLE IF NOT EXISTS IncomingDeleted (table_name TEXT, record_id INTEGER);
+
+-- name: clear_incoming
+DELETE FROM temp.Incoming{table};
+
+-- name: clear_incoming_deleted
+DELETE FROM temp.IncomingDeleted;
+
+-- name: insert_incoming
+INSERT INTO temp.Incoming{table} ({columns}) VALUES ({marks});
+
+-- name: insert_incoming_deleted
+INSERT INTO temp.IncomingDeleted (table_name, record_id) VALUES (?, ?);
+
+-- name: delete_replaced
+DELETE FROM {table} WHERE {id} IN (SELECT {id} FROM temp.Incoming{table});
+
+-- name: delete_deleted
+DELETE FROM {table}
+WHERE {id} IN (SELECT record_id FROM temp.IncomingDeleted WHERE table_name = '{table}');
+
+-- name: delete_absent
+DELETE FROM {table} WHERE {id} NOT IN (SELECT {id} FROM temp.Incoming{table});
+
+-- name: insert_replaced
+INSERT INTO {table} ({columns}) SELECT {columns} FROM temp.Incoming{table};
+
+-- name: count_incoming
+SELECT count(*) FROM temp.Incoming{table};
+
+-- name: skip_unchanged
+-- (columns of temporary tables made by CREATE … AS compare in BINARY, e-mail addresses included)
+DELETE FROM temp.Incoming{table} WHERE {id} IN (
+    SELECT {id} FROM (
+        SELECT {columns} FROM temp.Incoming{table} INTERSECT SELECT {columns} FROM {table}
+    )
+);

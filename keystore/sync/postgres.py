@@ -1,0 +1,375 @@
+"""The hub: a schema in a central PostgreSQL.
+
+A push is one transaction: lock the store's row, COPY the pages into temporary tables, and only
+then take the clock row, stamp, upsert, delete, acknowledge, commit. The clock is held as late and
+as short as possible, and to the commit: so the order of ``hub_seq`` is the order of commits, and
+a replica that asks for ``hub_seq > cursor`` misses nothing.
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg import IsolationLevel
+
+from keystore import db, sql
+from keystore.changelog import PAGE_SIZE, Page
+from keystore.clock import parse_utc
+from keystore.errors import (
+    ForkedStoreError,
+    IncompleteStateError,
+    KeystoreError,
+    SchemaVersionError,
+    TargetError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+)
+from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState, Usage
+from keystore.tables import TRACKED, Column, Kind, Table, WireRow, WireValue
+
+HUB_SCHEMA_VERSION = 1
+CONNECT_TIMEOUT_SECONDS = 10
+
+_Q = sql.named("hub")
+_USAGE_TYPES = ("int8", "text", "int8", "int8", "int8", "text", "timestamptz")
+
+
+class PostgresHub:
+    """An open connection to a hub; a sink, a source and a usage sink at once."""
+
+    def __init__(self, url: str) -> None:
+        with _errors():
+            self._conn = psycopg.connect(
+                url,
+                autocommit=True,
+                application_name="keystore",
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            )
+        self._target_id: str | None = None
+
+    @property
+    def target_id(self) -> str:
+        """The hub's own UUID.
+
+        Raises:
+            TargetNotReadyError: no ``keystore hub init`` was run in this database.
+            SchemaVersionError: the hub is of another version.
+        """
+        if self._target_id is None:
+            with _errors():
+                has_hub, _ = self._row("exists")
+                if not has_hub:
+                    raise TargetNotReadyError(
+                        "this database is not a keystore hub yet.",
+                        hint="Run `keystore hub init` with the same URL.",
+                    )
+                self._target_id, version = self._row("hub_info")
+            if version != HUB_SCHEMA_VERSION:
+                raise SchemaVersionError(
+                    f"the hub's schema version is {version}, this program's {HUB_SCHEMA_VERSION}.",
+                    hint="Update the older of the two.",
+                )
+        return str(self._target_id)
+
+    @property
+    def sink(self) -> "PostgresHub":
+        return self
+
+    @property
+    def source(self) -> "PostgresHub":
+        return self
+
+    @property
+    def usage_sink(self) -> "PostgresHub":
+        return self
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._conn.close()
+
+    def init(self) -> bool:
+        """Create the schema ``keystore`` in one transaction; ``False`` if the hub was there.
+
+        Raises:
+            TargetNotReadyError: a schema of that name exists and is not ours.
+        """
+        with _errors(), self._conn.transaction():
+            self._conn.execute(_sql(_Q["lock_init"]))
+            has_hub, has_schema = self._row("exists")
+            if has_hub:
+                return False
+            if has_schema:
+                raise TargetNotReadyError(
+                    "this database has a schema named keystore that is not a hub.",
+                    hint="Use another database.",
+                )
+            self._conn.execute(_sql(sql.read("hub_schema")))
+        return True
+
+    @contextmanager
+    def push(self, origin: Origin) -> Iterator["_HubPush"]:
+        """Start a push; see :class:`keystore.sync.protocols.Sink`."""
+        _ = self.target_id
+        with _errors():
+            # Before the transaction: a row that is inserted and not committed would make a second
+            # pusher of a new store wait on an index entry instead of on the row.
+            self._conn.execute(_sql(_Q["register"]), _params(origin))
+            with self._conn.transaction():
+                acknowledged, token = self._row("lock_store", store_id=origin.store_id)
+                session = _HubPush(self._conn, origin, TargetState(acknowledged, token, not token))
+                yield session
+                if not session.committed:
+                    raise psycopg.Rollback
+
+    @contextmanager
+    def pull(self, origin_id: str | None, cursor: int) -> Iterator[Pull]:
+        """Open a cut; see :class:`keystore.sync.protocols.Source`."""
+        _ = self.target_id
+        with _errors():
+            self._conn.isolation_level = IsolationLevel.REPEATABLE_READ
+            self._conn.read_only = True
+            try:
+                with self._conn.transaction():
+                    yield self._cut(origin_id, cursor)
+            finally:
+                if not self._conn.closed:
+                    self._conn.isolation_level = None
+                    self._conn.read_only = None
+
+    def _cut(self, origin_id: str | None, cursor: int) -> Pull:
+        if origin_id is None:
+            origins = [row[0] for row in self._conn.execute(_sql(_Q["origins"])).fetchall()]
+            if len(origins) != 1:
+                raise TargetNotReadyError(
+                    f"this hub has {len(origins)} origins ({', '.join(origins) or 'none'}).",
+                    hint="Push from the origin first, or name one with --origin.",
+                )
+            (origin_id,) = origins
+        found = self._conn.execute(_sql(_Q["cut"]), {"store_id": origin_id}).fetchone()
+        if found is None:
+            raise TargetNotReadyError(
+                f"this hub has nothing of origin {origin_id}.", hint="Push from it first."
+            )
+        *who, acknowledged_change, as_of_at, hub_seq = found
+        origin = Origin(*who)
+        if origin.schema_version != db.SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"the origin's schema version is {origin.schema_version}, "
+                f"this program's {db.SCHEMA_VERSION}.",
+                hint="Update the older of the two.",
+            )
+        counts = {t.name: self._row("count_rows", t, store_id=origin_id)[0] for t in TRACKED}
+        return Pull(
+            origin=origin,
+            as_of_change=acknowledged_change,
+            as_of_at=as_of_at,
+            cursor=hub_seq,
+            counts=counts if cursor == 0 else None,
+            pages=self._pages(origin_id, cursor),
+        )
+
+    def _pages(self, origin_id: str, cursor: int) -> Iterator[Page]:
+        where = {"store_id": origin_id, "cursor": cursor}
+        for table in TRACKED:
+            # A named cursor streams; a plain one would hold the whole result in memory.
+            with self._conn.cursor(name="keystore_rows") as rows:
+                rows.itersize = PAGE_SIZE
+                rows.execute(_sql(_fill("rows_after", table)), where)
+                while found := rows.fetchmany(PAGE_SIZE):
+                    yield Page(table, found)
+            if cursor:
+                statement = _sql(_fill("deleted_after", table))
+                gone = [row[0] for row in self._conn.execute(statement, where).fetchall()]
+                yield Page(table, [], gone)
+
+    def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
+        """Take usage; see :class:`keystore.sync.protocols.UsageSink`."""
+        _ = self.target_id
+        who = {"store_id": store_id, "origin_id": origin_id}
+        with _errors(), self._conn.transaction():
+            self._conn.execute(_sql(_Q["create_incoming_usage"]))
+            values = (
+                (
+                    usage.usage_id,
+                    usage.principal_type,
+                    usage.principal_id,
+                    usage.account_id,
+                    usage.amount,
+                    usage.request_id,
+                    parse_utc(usage.occurred_at),
+                )
+                for usage in rows
+            )
+            _copy(self._conn, _Q["copy_incoming_usage"], _USAGE_TYPES, values)
+            self._conn.execute(_sql(_Q["insert_usage"]), who)
+            other = self._conn.execute(_sql(_Q["contradicting_usage"]), who).fetchone()
+            if other is not None:
+                raise ForkedStoreError(
+                    f"usage row {other[0]} of store {store_id} is at the hub with another content.",
+                    hint="Two copies of one replica are in use: make one anew.",
+                )
+
+    def _row(self, name: str, table: Table | None = None, **values: object) -> tuple[Any, ...]:
+        statement = _Q[name] if table is None else _fill(name, table)
+        row = self._conn.execute(_sql(statement), values).fetchone()
+        if row is None:
+            raise TargetError(f"the hub answered nothing to {name}.", hint="Is it a keystore hub?")
+        return row
+
+
+class _HubPush:
+    """One push inside its transaction."""
+
+    def __init__(
+        self, conn: psycopg.Connection[tuple[Any, ...]], origin: Origin, state: TargetState
+    ) -> None:
+        self.state = state
+        self.committed = False
+        self._conn, self._origin = conn, origin
+        self._has_pages = False
+
+    def send(self, page: Page) -> None:
+        if not self._has_pages:
+            self._has_pages = True
+            self._conn.execute(_sql(_Q["create_incoming_deleted"]))
+            for table in TRACKED:
+                self._conn.execute(_sql(_fill("create_incoming", table)))
+        table, name = page.table, page.table.name
+        if page.repeats:
+            ids = [*page.deleted, *(int(row[0] or 0) for row in page.rows)]
+            self._conn.execute(_sql(_fill("forget_incoming", table)), {"ids": ids})
+            where = {"name": name, "ids": ids}
+            self._conn.execute(_sql(_Q["forget_incoming_deleted"]), where)
+        if page.rows:
+            types = [column.kind.value for column in table.columns]
+            values = (_from_wire(table.columns, row) for row in page.rows)
+            _copy(self._conn, _fill("copy_incoming", table), types, values)
+        if page.deleted:
+            gone = ((name, record_id) for record_id in page.deleted)
+            _copy(self._conn, _Q["copy_incoming_deleted"], ("text", "int8"), gone)
+
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+        if self._has_pages:
+            self._merge(counts)
+        self._conn.execute(
+            _sql(_Q["acknowledge"]),
+            _params(self._origin)
+            | {
+                "acknowledged_change": up_to,
+                "push_token": token,
+                "as_of_at": parse_utc(as_of_at),
+            },
+        )
+        self.committed = True
+
+    def _merge(self, counts: PageCounts | None) -> None:
+        conn, where = self._conn, {"store_id": self._origin.store_id}
+        for table in TRACKED if counts is not None else ():
+            conn.execute(_sql(_fill("delete_unnamed", table)), where)
+        tick = conn.execute(_sql(_Q["tick"])).fetchone()
+        stamp = where | {"hub_seq": tick[0] if tick else 0}
+        for table in TRACKED:
+            conn.execute(_sql(_fill("upsert", table)), stamp)
+            conn.execute(_sql(_fill("raise_dead", table)), where)
+        for table in reversed(TRACKED):
+            conn.execute(_sql(_fill("delete", table)), stamp)
+        for table in TRACKED if counts is not None else ():
+            held = conn.execute(_sql(_fill("count_rows", table)), where).fetchone()
+            if counts is not None and held != (counts[table.name],):
+                raise IncompleteStateError(
+                    f"the hub would hold {held} {table.name}, the store has {counts[table.name]}.",
+                    hint="Nothing was written; please report this.",
+                )
+
+
+def _copy(
+    conn: psycopg.Connection[tuple[Any, ...]],
+    statement: str,
+    types: Sequence[str],
+    rows: Iterable[Sequence[object]],
+) -> None:
+    with conn.cursor() as cursor, cursor.copy(_sql(statement)) as copy:
+        copy.set_types([name.lower() for name in types])
+        for row in rows:
+            copy.write_row(row)
+
+
+def _from_wire(columns: Sequence[Column], row: WireRow) -> list[object]:
+    return [
+        value if value is None else _READ[column.kind](value)
+        for column, value in zip(columns, row, strict=True)
+    ]
+
+
+def _moment(value: WireValue) -> datetime:
+    return parse_utc(str(value))
+
+
+_READ: dict[Kind, Any] = {
+    Kind.BIGINT: int,
+    Kind.TEXT: str,
+    Kind.UUID: uuid.UUID,
+    Kind.BOOLEAN: bool,
+    Kind.TIMESTAMPTZ: _moment,
+}
+_WIRE = {
+    Kind.BIGINT: "{0}",
+    Kind.TEXT: "{0}",
+    Kind.UUID: "{0}::TEXT",
+    Kind.BOOLEAN: "{0}::INTEGER",
+    Kind.TIMESTAMPTZ: "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')",
+}
+
+
+def _fill(name: str, table: Table) -> str:
+    columns = table.columns
+    return _Q[name].format(
+        table=table.hub_name,
+        name=table.name,
+        id=table.id,
+        columns=table.column_list,
+        typed=", ".join(f"{column.name} {column.kind.value}" for column in columns),
+        wire=", ".join(_WIRE[column.kind].format(column.name) for column in columns),
+        updates=", ".join(f"{column.name} = excluded.{column.name}" for column in columns[1:]),
+    )
+
+
+def _params(origin: Origin) -> dict[str, object]:
+    return {
+        "store_id": origin.store_id,
+        "incarnation": origin.incarnation,
+        "token_prefix": origin.token_prefix,
+        "schema_version": origin.schema_version,
+    }
+
+
+def _sql(statement: str) -> LiteralString:
+    """Vouch that a statement was built from our files and :mod:`keystore.tables` alone."""
+    return cast("LiteralString", statement)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the driver's failures into keystore errors, without the URL (it may hold a password)."""
+    try:
+        yield
+    except KeystoreError:
+        raise
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise TargetUnavailableError(
+            f"the hub cannot be reached or stopped answering: {_first_line(error)}.",
+            hint="Nothing is lost; run the same command again when it is back.",
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetError(
+            f"the hub refused: {_first_line(error)}.", hint="Ask its owner for the rights."
+        ) from error
+    except psycopg.Error as error:
+        raise TargetError(f"the hub failed: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

