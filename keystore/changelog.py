@@ -99,7 +99,9 @@ class Reader:
             with self._file.read() as conn:
                 self.as_of_at, self.up_to = utc_text(), head(conn)
                 is_last = self._fill_pending(conn, after) <= self._page_size
-                final = [(t, self._window(conn, "pending_records", t, 0)) for t in TRACKED if is_last]
+                final = [
+                    (t, self._window(conn, "pending_records", t, 0)) for t in TRACKED if is_last
+                ]
                 if is_last and self._after is None:
                     self.counts = {table.name: count_records(conn, table) for table in TRACKED}
             if is_last:

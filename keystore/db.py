@@ -34,6 +34,9 @@ else:
     except ImportError:
         sqlite3 = _stdlib_sqlite3
 
+Error = sqlite3.Error
+"""The driver's root exception, for code that must answer whatever happens."""
+
 APPLICATION_ID = 0x4B537472
 """``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
 SCHEMA_VERSION = 1
@@ -194,6 +197,21 @@ def connect(
 def apply_pragmas(conn: "sqlite3.Connection") -> None:
     """Set what every connection of ours has, foreign keys above all."""
     conn.executescript(sql.read("connection"))
+
+
+def connect_memory() -> "sqlite3.Connection":
+    """Open an empty database in memory."""
+    return sqlite3.connect(":memory:", isolation_level=None)
+
+
+def sqlite_version() -> tuple[int, ...]:
+    """Return the version of the SQLite library in use."""
+    return sqlite3.sqlite_version_info
+
+
+def set_busy_timeout(conn: "sqlite3.Connection", seconds: float) -> None:
+    """Set for how long a connection waits for another's lock."""
+    conn.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
 
 def versions(conn: "sqlite3.Connection") -> tuple[int, int]:

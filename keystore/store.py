@@ -68,9 +68,7 @@ class Store:
         self._db = Database(file.conn, recursive_triggers=False, execute_plugins=False)
 
     @classmethod
-    def create(
-        cls, path: Path | str, *, token_prefix: str = tokens.DEFAULT_PREFIX
-    ) -> Self:
+    def create(cls, path: Path | str, *, token_prefix: str = tokens.DEFAULT_PREFIX) -> Self:
         """Make a new origin store; see :func:`keystore.migrate.create_origin`."""
         return cls(migrate.create_origin(path, token_prefix=token_prefix))
 

@@ -10,7 +10,6 @@ A *wire row* is a tuple of ``int | str | None`` in the order of :attr:`Table.col
 from dataclasses import dataclass
 from enum import Enum
 
-
 WireValue = int | str | None
 WireRow = tuple[WireValue, ...]
 

@@ -72,7 +72,7 @@ def decode62(text: str) -> int:
 
 
 def is_valid_prefix(prefix: str) -> bool:
-    """Whether ``prefix`` can start tokens: 2 to 32 of ``A-Za-z0-9_.-``, ending in ``_``, ``.`` or ``-``.
+    """Whether ``prefix`` can start tokens: 2 to 32 of ``A-Za-z0-9_.-``, ending in one of ``_.-``.
 
     The final punctuation keeps the prefix apart from the base62 that follows it.
     """

@@ -18,7 +18,7 @@ from pathlib import Path
 from keystore import changelog, db, migrate, sql
 from keystore.changelog import Page, Reader
 from keystore.db import StoreFile
-from keystore.errors import ForeignOriginError, ForkedStoreError, WrongRoleError
+from keystore.errors import ForkedStoreError, WrongRoleError
 from keystore.sync.protocols import (
     Origin,
     PushSession,
@@ -79,9 +79,7 @@ def push(file: StoreFile, sink: Sink, url: str, report: Report) -> None:
         after = _shake_hands(file, sink.target_id, session.state)
         token = str(uuid.uuid4())
         with file.write() as conn:
-            conn.execute(
-                _Q["set_pending"], {"pending_token": token, "target_id": sink.target_id}
-            )
+            conn.execute(_Q["set_pending"], {"pending_token": token, "target_id": sink.target_id})
         reader = Reader(file, after)
         report.pushed = _send(reader, session)
         session.commit(
@@ -96,8 +94,7 @@ def pull(file: StoreFile, source: Source, url: str, report: Report) -> None:
 
     Raises:
         WrongRoleError: the store is an origin.
-        ForeignOriginError: the target's rows are another origin's.
-        TargetError: whatever the target says.
+        TargetError: whatever the target says, ForeignOriginError above all.
     """
     info = file.info()
     if info.is_origin:
@@ -107,12 +104,6 @@ def pull(file: StoreFile, source: Source, url: str, report: Report) -> None:
         )
     book = remember(file, source.target_id, url)
     with source.pull(info.origin_id, book.cursor) as cut:
-        if cut.origin.store_id != info.origin_id:
-            raise ForeignOriginError(
-                f"the target carries origin {cut.origin.store_id}, "
-                f"this replica mirrors {info.origin_id}.",
-                hint="Check the URL, or make a new replica with `keystore replicate`.",
-            )
         report.pulled = replay(file, cut, source.target_id)
         report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -139,7 +139,7 @@ class _FilePush:
             wants_everything=self._said is None or bool(is_other_schema),
         )
 
-    def __enter__(self) -> "_FilePush":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -235,6 +235,11 @@ class FileSource:
                         "this repository offers no snapshot.", hint="Publish from the origin first."
                     )
                 said = _announcement(target)
+                if origin_id is not None and said.origin_id != origin_id:
+                    raise ForeignOriginError(
+                        f"the repository carries origin {said.origin_id}, not {origin_id}.",
+                        hint="Check the URL, or make a new replica with `keystore replicate`.",
+                    )
                 pages: Iterator[Page] = iter(())
                 if said.up_to != cursor:
                     packed = folder / "packed"
@@ -367,5 +372,3 @@ def _unreachable(error: Exception) -> TargetUnavailableError:
         f"the repository cannot be reached ({error}).",
         hint="Nothing is lost; try again later.",
     )
-
-

@@ -154,5 +154,3 @@ class _MemoryPush:
                 tombstones=tombstones,
             )
         )
-
-

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import IsolationLevel
@@ -97,7 +97,7 @@ class PostgresHub:
             TargetNotReadyError: a schema of that name exists and is not ours.
         """
         with _errors(), self._conn.transaction():
-            self._conn.execute(_sql(_Q["lock_init"]))
+            self._conn.execute(_Q["lock_init"])
             has_hub, has_schema = self._row("exists")
             if has_hub:
                 return False
@@ -106,7 +106,7 @@ class PostgresHub:
                     "this database has a schema named keystore that is not a hub.",
                     hint="Use another database.",
                 )
-            self._conn.execute(_sql(sql.read("hub_schema")))
+            self._conn.execute(sql.read("hub_schema"))
         return True
 
     @contextmanager
@@ -116,7 +116,7 @@ class PostgresHub:
         with _errors():
             # Before the transaction: a row that is inserted and not committed would make a second
             # pusher of a new store wait on an index entry instead of on the row.
-            self._conn.execute(_sql(_Q["register"]), _params(origin))
+            self._conn.execute(_Q["register"], _params(origin))
             with self._conn.transaction():
                 acknowledged, token = self._row("lock_store", store_id=origin.store_id)
                 session = _HubPush(self._conn, origin, TargetState(acknowledged, token, not token))
@@ -141,14 +141,14 @@ class PostgresHub:
 
     def _cut(self, origin_id: str | None, cursor: int) -> Pull:
         if origin_id is None:
-            origins = [row[0] for row in self._conn.execute(_sql(_Q["origins"])).fetchall()]
+            origins = [row[0] for row in self._conn.execute(_Q["origins"]).fetchall()]
             if len(origins) != 1:
                 raise TargetNotReadyError(
                     f"this hub has {len(origins)} origins ({', '.join(origins) or 'none'}).",
                     hint="Push from the origin first, or name one with --origin.",
                 )
             (origin_id,) = origins
-        found = self._conn.execute(_sql(_Q["cut"]), {"store_id": origin_id}).fetchone()
+        found = self._conn.execute(_Q["cut"], {"store_id": origin_id}).fetchone()
         if found is None:
             raise TargetNotReadyError(
                 f"this hub has nothing of origin {origin_id}.", hint="Push from it first."
@@ -177,11 +177,11 @@ class PostgresHub:
             # A named cursor streams; a plain one would hold the whole result in memory.
             with self._conn.cursor(name="keystore_rows") as rows:
                 rows.itersize = PAGE_SIZE
-                rows.execute(_sql(_fill("rows_after", table)), where)
+                rows.execute(_fill("rows_after", table), where)
                 while found := rows.fetchmany(PAGE_SIZE):
                     yield Page(table, found)
             if cursor:
-                statement = _sql(_fill("deleted_after", table))
+                statement = _fill("deleted_after", table)
                 gone = [row[0] for row in self._conn.execute(statement, where).fetchall()]
                 yield Page(table, [], gone)
 
@@ -190,7 +190,7 @@ class PostgresHub:
         _ = self.target_id
         who = {"store_id": store_id, "origin_id": origin_id}
         with _errors(), self._conn.transaction():
-            self._conn.execute(_sql(_Q["create_incoming_usage"]))
+            self._conn.execute(_Q["create_incoming_usage"])
             values = (
                 (
                     usage.usage_id,
@@ -204,8 +204,8 @@ class PostgresHub:
                 for usage in rows
             )
             _copy(self._conn, _Q["copy_incoming_usage"], _USAGE_TYPES, values)
-            self._conn.execute(_sql(_Q["insert_usage"]), who)
-            other = self._conn.execute(_sql(_Q["contradicting_usage"]), who).fetchone()
+            self._conn.execute(_Q["insert_usage"], who)
+            other = self._conn.execute(_Q["contradicting_usage"], who).fetchone()
             if other is not None:
                 raise ForkedStoreError(
                     f"usage row {other[0]} of store {store_id} is at the hub with another content.",
@@ -214,7 +214,7 @@ class PostgresHub:
 
     def _row(self, name: str, table: Table | None = None, **values: object) -> tuple[Any, ...]:
         statement = _Q[name] if table is None else _fill(name, table)
-        row = self._conn.execute(_sql(statement), values).fetchone()
+        row = self._conn.execute(statement, values).fetchone()
         if row is None:
             raise TargetError(f"the hub answered nothing to {name}.", hint="Is it a keystore hub?")
         return row
@@ -234,15 +234,15 @@ class _HubPush:
     def send(self, page: Page) -> None:
         if not self._has_pages:
             self._has_pages = True
-            self._conn.execute(_sql(_Q["create_incoming_deleted"]))
+            self._conn.execute(_Q["create_incoming_deleted"])
             for table in TRACKED:
-                self._conn.execute(_sql(_fill("create_incoming", table)))
+                self._conn.execute(_fill("create_incoming", table))
         table, name = page.table, page.table.name
         if page.repeats:
             ids = [*page.deleted, *(int(row[0] or 0) for row in page.rows)]
-            self._conn.execute(_sql(_fill("forget_incoming", table)), {"ids": ids})
+            self._conn.execute(_fill("forget_incoming", table), {"ids": ids})
             where = {"name": name, "ids": ids}
-            self._conn.execute(_sql(_Q["forget_incoming_deleted"]), where)
+            self._conn.execute(_Q["forget_incoming_deleted"], where)
         if page.rows:
             types = [column.kind.value for column in table.columns]
             values = (_from_wire(table.columns, row) for row in page.rows)
@@ -255,7 +255,7 @@ class _HubPush:
         if self._has_pages:
             self._merge(counts)
         self._conn.execute(
-            _sql(_Q["acknowledge"]),
+            _Q["acknowledge"],
             _params(self._origin)
             | {
                 "acknowledged_change": up_to,
@@ -268,16 +268,16 @@ class _HubPush:
     def _merge(self, counts: PageCounts | None) -> None:
         conn, where = self._conn, {"store_id": self._origin.store_id}
         for table in TRACKED if counts is not None else ():
-            conn.execute(_sql(_fill("delete_unnamed", table)), where)
-        tick = conn.execute(_sql(_Q["tick"])).fetchone()
+            conn.execute(_fill("delete_unnamed", table), where)
+        tick = conn.execute(_Q["tick"]).fetchone()
         stamp = where | {"hub_seq": tick[0] if tick else 0}
         for table in TRACKED:
-            conn.execute(_sql(_fill("upsert", table)), stamp)
-            conn.execute(_sql(_fill("raise_dead", table)), where)
+            conn.execute(_fill("upsert", table), stamp)
+            conn.execute(_fill("raise_dead", table), where)
         for table in reversed(TRACKED):
-            conn.execute(_sql(_fill("delete", table)), stamp)
+            conn.execute(_fill("delete", table), stamp)
         for table in TRACKED if counts is not None else ():
-            held = conn.execute(_sql(_fill("count_rows", table)), where).fetchone()
+            held = conn.execute(_fill("count_rows", table), where).fetchone()
             if counts is not None and held != (counts[table.name],):
                 raise IncompleteStateError(
                     f"the hub would hold {held} {table.name}, the store has {counts[table.name]}.",
@@ -291,7 +291,7 @@ def _copy(
     types: Sequence[str],
     rows: Iterable[Sequence[object]],
 ) -> None:
-    with conn.cursor() as cursor, cursor.copy(_sql(statement)) as copy:
+    with conn.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types([name.lower() for name in types])
         for row in rows:
             copy.write_row(row)
@@ -344,11 +344,6 @@ def _params(origin: Origin) -> dict[str, object]:
         "token_prefix": origin.token_prefix,
         "schema_version": origin.schema_version,
     }
-
-
-def _sql(statement: str) -> LiteralString:
-    """Vouch that a statement was built from our files and :mod:`keystore.tables` alone."""
-    return cast("LiteralString", statement)
 
 
 @contextmanager

@@ -101,8 +101,9 @@ class Source(Protocol):
         ``origin_id`` ``None`` means the only origin there is.
 
         Raises:
-            TargetNotReadyError: nothing was ever pushed here, or several origins were and none
-                is named.
+            TargetNotReadyError: nothing of that origin was ever pushed here, or several origins
+                were and none is named.
+            ForeignOriginError: the target serves one origin, and it is another.
         """
 
 

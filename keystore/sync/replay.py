@@ -112,5 +112,3 @@ def _fill(name: str, table: Table) -> str:
         columns=table.column_list,
         marks=", ".join("?" * len(table.columns)),
     )
-
-

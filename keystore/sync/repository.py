@@ -169,9 +169,7 @@ class Publisher:
             return None
         try:
             metadata = Metadata[Any].from_bytes(data)
-            self._root.verify_delegate(
-                kind.type, metadata.signed_bytes, metadata.signatures
-            )
+            self._root.verify_delegate(kind.type, metadata.signed_bytes, metadata.signatures)
         except RepositoryError as error:
             raise UntrustedRepositoryError(
                 f"{self._folder.path}: metadata/{name} was not signed with this repository's key.",
@@ -180,7 +178,7 @@ class Publisher:
         return metadata.signed
 
     def _write(self, name: str, signed: Targets | Snapshot | Timestamp) -> None:
-        metadata = Metadata(signed)
+        metadata: Metadata[Any] = Metadata(signed)
         metadata.sign(self._signer)
         self._folder.write(f"metadata/{name}", metadata.to_bytes())
 

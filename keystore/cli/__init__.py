@@ -1,0 +1,32 @@
+"""The command ``keystore``.
+
+Exit codes: 0 for success (and "allowed"), 2 for wrong usage, 1 for everything else.
+"""
+
+import click
+
+from keystore._version import __version__
+from keystore.cli import admin, edge, sync
+from keystore.cli.common import KeystoreGroup
+
+
+@click.group(cls=KeystoreGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="keystore")
+def main() -> None:
+    """API keys that keep working when the network does not.
+
+    \b
+    Example, from an empty folder to a checked key:
+      keystore init
+      keystore plan add free
+      keystore account add ada@example.org --plan free
+      keystore key issue ada@example.org
+      keystore check -          # paste the token
+
+    Every command takes --json for scripts and --db (or KEYSTORE_DB) for the store's file.
+    """
+
+
+for module in (admin, edge, sync):
+    for command in module.COMMANDS:
+        main.add_command(command)

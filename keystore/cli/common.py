@@ -1,0 +1,128 @@
+"""What the commands share: the options, the output, and the one place that catches errors."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from keystore.errors import KeystoreError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_JSON = "keystore.json"
+
+
+class KeystoreGroup(click.Group):
+    """A group that reports a :class:`KeystoreError` on one line and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeystoreError as error:
+            if ctx.meta.get(_JSON):
+                said = {"code": error.code, "message": error.message, "hint": error.hint}
+                click.echo(json.dumps({"error": said}), err=True)
+            else:
+                click.echo(f"keystore: {error}", err=True)
+            ctx.exit(1)
+
+
+def _note_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_JSON] = True
+
+
+json_option = click.option(
+    "--json",
+    is_flag=True,
+    is_eager=True,  # so that an error in another option is reported as JSON, too
+    expose_value=False,
+    callback=_note_json,
+    help="Print JSON, for scripts.",
+)
+
+db_option = click.option(
+    "--db",
+    "db_path",
+    type=click.Path(path_type=Path),
+    envvar="KEYSTORE_DB",
+    show_envvar=True,
+    default=Path("keystore.db"),
+    show_default=True,
+    metavar="FILE",
+    help="The store's file.",
+)
+
+
+def store_options(command: _F) -> _F:
+    """Add ``--db`` and ``--json``."""
+    return db_option(json_option(command))
+
+
+def wants_json() -> bool:
+    """Whether ``--json`` was given to the running command."""
+    return bool(click.get_current_context().meta.get(_JSON))
+
+
+def print_json(value: object) -> None:
+    """Print models, dataclasses and lists of them as JSON."""
+    from pydantic_core import to_jsonable_python
+
+    click.echo(json.dumps(to_jsonable_python(value), indent=2))
+
+
+def argument_or_stdin(argument: str) -> str:
+    """Return an argument; for "-" the first line of standard input, which no history keeps."""
+    return sys.stdin.readline().strip() if argument == "-" else argument
+
+
+def show(value: object, text: str) -> None:
+    """Print ``value`` as JSON if asked for, else ``text``."""
+    if wants_json():
+        print_json(value)
+    else:
+        click.echo(text)
+
+
+def show_table(rows: Sequence[object], columns: Sequence[str], *, empty: str) -> None:
+    """Print objects as a table of some of their attributes, or as JSON with all of them."""
+    if wants_json():
+        print_json(list(rows))
+    elif not rows:
+        click.echo(empty)
+    else:
+        cells = [[_cell(getattr(row, column)) for column in columns] for row in rows]
+        _print_table([column.replace("_", " ") for column in columns], cells)
+
+
+def show_pairs(value: object, pairs: Sequence[tuple[str, object]]) -> None:
+    """Print labelled lines, or ``value`` as JSON."""
+    width = max(len(label) for label, _ in pairs)
+    show(value, "\n".join(f"{label:<{width}}  {_cell(item)}".rstrip() for label, item in pairs))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(*header, box=None, header_style="bold", pad_edge=False)
+        for row in cells:
+            table.add_row(*map(escape, row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    for row in (header, *cells):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())

@@ -1,0 +1,88 @@
+"""Commands of the edge: check, serve."""
+
+from pathlib import Path
+
+import click
+
+from keystore.cli.common import argument_or_stdin, show, store_options
+from keystore.edge import Decision, Reason, Validator
+
+_WORDS = {
+    Reason.MALFORMED: "that is no token, or one with a typing error (its checksum is wrong)",
+    Reason.UNKNOWN: "no key of this store has that token",
+    Reason.REVOKED: "the key is revoked",
+    Reason.EXPIRED: "the key has expired",
+    Reason.ACCOUNT_INACTIVE: "the key's account is not active",
+    Reason.STALE: "this replica's data are older than the key's plan allows; run `keystore sync`",
+    Reason.NOT_SYNCED: "this replica has never synced; run `keystore sync`",
+    Reason.UNAVAILABLE: "the store cannot be read; run `keystore doctor`",
+}
+
+
+@click.command()
+@click.argument("token")
+@click.option(
+    "--cost",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Units of usage to count if it passes; 0 only asks.",
+)
+@store_options
+def check(db_path: Path, token: str, cost: int) -> None:
+    """Say whether TOKEN may pass; exits with 0 for yes, 1 for no.
+
+    "-" reads the token from standard input, which keeps it out of the shell's history and the
+    process list.
+
+    \b
+    Example:
+      keystore check --db edge.db - < token.txt
+    """
+    with Validator(db_path) as validator:
+        decision = validator.check(argument_or_stdin(token), cost=cost)
+    show(decision, _sentence(decision))
+    if not decision.allowed:
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="The port; 0 takes a free one.",
+)
+@store_options
+def serve(db_path: Path, host: str, port: int) -> None:
+    """Answer checks over HTTP: 200 yes, 401 or 403 no, 503 not now.
+
+    The token comes as "Authorization: Bearer" or "X-API-Key"; any method on /check or below.
+
+    \b
+    Example:
+      keystore serve --db edge.db --port 8080
+      curl -i -H "X-API-Key: $TOKEN" http://127.0.0.1:8080/check
+    """
+    from keystore.http.server import run
+
+    with Validator(db_path) as validator:
+        run(
+            validator,
+            host,
+            port,
+            on_ready=lambda url: show({"url": url}, f"Serving {db_path} at {url}/check"),
+        )
+
+
+def _sentence(decision: Decision) -> str:
+    fresh = decision.freshness
+    as_of = f" (as of change {fresh.as_of_change}, {int(fresh.age_seconds)} s old)" if fresh else ""
+    if decision.allowed:
+        return f"allowed: {decision.account} on plan {decision.plan}{as_of}"
+    return f"denied: {_WORDS[decision.reason]}{as_of}"
+
+
+COMMANDS: tuple[click.Command, ...] = (check, serve)

@@ -1,0 +1,183 @@
+"""Commands that talk to a target: sync, replicate, hub, repo."""
+
+from pathlib import Path
+
+import click
+
+from keystore.cli.common import db_option, json_option, show, store_options
+from keystore.db import open_store
+from keystore.errors import InvalidInputError, UnsupportedTargetError
+from keystore.sync import targets
+from keystore.sync.engine import Report
+
+_root_option = click.option(
+    "--root",
+    "root_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Signed files: the root file to trust; needed once, then remembered.",
+)
+_keys_option = click.option(
+    "--keys",
+    "keys_path",
+    type=click.Path(path_type=Path),
+    envvar="KEYSTORE_KEYS",
+    show_envvar=True,
+    metavar="FOLDER",
+    help="Signed files: the folder with the signing keys. Default: <store's file>.keys",
+)
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option(
+    "--usage-to",
+    metavar="TARGET",
+    help="Hand usage to this hub; for a replica that gets its keys from files.",
+)
+@_keys_option
+@_root_option
+@store_options
+def sync(
+    db_path: Path,
+    target: str | None,
+    usage_to: str | None,
+    keys_path: Path | None,
+    root_path: Path | None,
+) -> None:
+    """Sync the store with TARGET: an origin pushes, a replica pulls and hands its usage up.
+
+    TARGET is postgresql://… (a hub), file:///… or a path (a repository of signed files), or
+    https://… (one to read). Without it, every target that this store has synced with.
+    A password belongs into PGPASSWORD or ~/.pgpass: it is never stored.
+
+    \b
+    Example:
+      keystore sync postgresql://hub.example.org/keystore
+      keystore sync --db edge.db
+    """
+    with open_store(db_path) as file:
+        reports = targets.sync(
+            file,
+            target,
+            usage_to=usage_to,
+            keys=keys_path or _default_keys(db_path),
+            root=_read(root_path),
+        )
+    show(reports, "\n".join(map(_sentence, reports)))
+
+
+@click.command()
+@click.argument("target")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--origin", "origin_id", metavar="UUID", help="Which of a hub's origins to mirror.")
+@_root_option
+@json_option
+def replicate(target: str, path: Path, origin_id: str | None, root_path: Path | None) -> None:
+    """Make a replica of TARGET's origin at PATH, complete with its first pull.
+
+    \b
+    Example:
+      keystore replicate postgresql://hub.example.org/keystore edge.db
+      keystore replicate https://cdn.example.org/keys edge.db --root 1.root.json
+    """
+    report = targets.replicate(target, path, origin_id=origin_id, root=_read(root_path))
+    show(report, f"Made replica {path}. {_sentence(report)}")
+
+
+@click.group()
+def hub() -> None:
+    """The central PostgreSQL."""
+
+
+@hub.command("init")
+@click.argument("url")
+@json_option
+def hub_init(url: str) -> None:
+    """Create the hub's schema in the database at URL. Doing it twice changes nothing.
+
+    \b
+    Example:
+      keystore hub init postgresql://hub.example.org/keystore
+    """
+    opened = targets.open_hub(url)
+    try:
+        is_new, hub_id = opened.init(), opened.target_id
+    finally:
+        opened.close()
+    text = f"Made hub {hub_id}." if is_new else f"Hub {hub_id} was there already."
+    show({"hub_id": hub_id, "is_new": is_new}, text)
+
+
+@click.group()
+def repo() -> None:
+    """A repository of signed files."""
+
+
+@repo.command("create")
+@click.argument("target")
+@_keys_option
+@db_option
+@json_option
+def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
+    """Make an empty repository at TARGET (file:///… or a path) and the keys that sign it.
+
+    The root key is needed again only to change keys: move it to a place that is not online.
+
+    \b
+    Example:
+      keystore repo create file:///srv/keys
+    """
+    try:
+        from keystore.sync import repository
+        from keystore.sync.folder import Folder, path_of
+    except ImportError as error:
+        raise UnsupportedTargetError(
+            f"a repository needs the extra 'files' ({error.name} is not installed).",
+            hint="pip install 'keystore[files]'",
+        ) from error
+    url = targets.normalized(target)
+    if not url.startswith("file://"):
+        raise UnsupportedTargetError(
+            f"{url}: a repository is made in a folder.", hint="Use file:///… or a path."
+        )
+    folder = Folder(path_of(url))
+    keys = keys_path or _default_keys(db_path)
+    root = repository.create(folder, keys)
+    show(
+        {"root": str(root), "keys": str(keys), "url": url},
+        f"Made repository {url}.\n"
+        f"Replicas trust {root}: hand it to them by a way that you trust.\n"
+        f"Move {keys / 'root.pem'} offline; keep {keys / 'online.pem'} here: it signs each sync.",
+    )
+
+
+def _default_keys(db_path: Path) -> Path:
+    return db_path.with_name(db_path.name + ".keys")
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path}: {error.strerror}.",
+            hint="Pass the 1.root.json that `keystore repo create` named (--root).",
+        ) from error
+
+
+def _sentence(report: Report) -> str:
+    done = []
+    if report.pushed is not None:
+        done.append(f"pushed {report.pushed} records")
+    if report.pulled is not None:
+        done.append(f"pulled {report.pulled} records")
+    if report.usage is not None:
+        done.append(f"handed up {report.usage} usage rows")
+    as_of = f"; as of change {report.as_of_change}" if report.as_of_change is not None else ""
+    return f"{report.target}: {', '.join(done)}{as_of}."
+
+
+COMMANDS: tuple[click.Command, ...] = (sync, replicate, hub, repo)

@@ -1,0 +1,168 @@
+"""Looks for what is wrong with a store and says what to do about it. Changes nothing.
+
+It serves operators, the command line, and every test that has a store: at its end the doctor must
+find nothing.
+"""
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keystore import db, sql
+from keystore.db import StoreFile
+from keystore.tables import TRACKED
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_Q = sql.named("doctor")
+_LOGS = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: ``severity`` is ``error`` or ``warning``."""
+
+    id: str
+    severity: str
+    what: str
+    hint: str
+
+
+def examine(file: StoreFile) -> list[Finding]:
+    """Return everything that is wrong with an open store, errors first."""
+    with file.read() as conn:
+        found = [
+            *_integrity(conn),
+            *_foreign_keys(conn),
+            *_schema(conn, is_replica=not file.info().is_origin),
+            *_sequences(conn),
+            *_bookkeeping(conn),
+        ]
+    found += [*_surroundings(file.path), *_library()]
+    return sorted(found, key=lambda finding: (finding.severity, finding.id))
+
+
+def _integrity(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    for (message,) in conn.execute(_Q["integrity"]):
+        if message != "ok":
+            yield Finding("integrity", "error", message, "Restore a backup.")
+
+
+def _foreign_keys(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    orphans: dict[tuple[str, str], list[int]] = {}
+    for table, row_id, parent, _ in conn.execute(_Q["foreign_keys"]):
+        orphans.setdefault((table, parent), []).append(row_id)
+    for (table, parent), row_ids in orphans.items():
+        some = ", ".join(map(str, row_ids[:5]))
+        yield Finding(
+            "orphans",
+            "error",
+            f"{len(row_ids)} rows of {table} name {parent} that do not exist (ids {some}…).",
+            "A client wrote without PRAGMA foreign_keys = ON; add the parents or delete the rows.",
+        )
+
+
+def _schema(conn: "sqlite3.Connection", *, is_replica: bool) -> Iterator[Finding]:
+    have = {(kind, name): text for kind, name, text in conn.execute(_Q["schema"])}
+    want = _expected_schema(is_replica)
+    for (kind, name), text in want.items():
+        if (kind, name) not in have:
+            yield Finding(
+                f"missing_{kind}",
+                "error",
+                f"the {kind} {name} is missing.",
+                "Changes made since are not in the ChangeLog: restore a backup."
+                if kind == "trigger"
+                else "Restore a backup.",
+            )
+        elif have[kind, name] != text:
+            yield Finding(
+                f"altered_{kind}",
+                "error",
+                f"the {kind} {name} is not as keystore made it.",
+                "A table rebuild or a hand made change: restore a backup.",
+            )
+    for kind, name in have.keys() - want.keys():
+        if kind == "trigger":
+            yield Finding(
+                "foreign_trigger",
+                "warning",
+                f"the trigger {name} is not keystore's.",
+                "It runs inside every write; drop it unless you know what it is for.",
+            )
+
+
+def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    tracked = ((table.name, table.id) for table in TRACKED)
+    for table, column in (*tracked, *_LOGS):
+        statement = _Q["sequence"].format(table=table, id=column)
+        sequence, highest = conn.execute(statement).fetchone()
+        if sequence < highest:
+            yield Finding(
+                "sequence",
+                "error",
+                f"sqlite_sequence of {table} is {sequence}, below the highest id {highest}.",
+                f"Set seq of {table} in sqlite_sequence to {highest}.",
+            )
+
+
+def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    if db.scalar(conn, _Q["replaying"]):
+        yield Finding(
+            "replaying",
+            "error",
+            "StoreInfo.replaying is set, so the replica's tables can be written by anybody.",
+            "UPDATE StoreInfo SET replaying = 0",
+        )
+    if db.scalar(conn, _Q["future_occurrences"]):
+        yield Finding(
+            "clock",
+            "warning",
+            "the ChangeLog has times in the future.",
+            "Check this machine's clock: expiry and freshness go by it.",
+        )
+    mode = db.scalar(conn, _Q["journal_mode"])
+    if mode != "wal":
+        yield Finding(
+            "journal_mode",
+            "warning",
+            f"the journal mode is {mode}, so a reader and a writer wait for each other.",
+            "PRAGMA journal_mode = WAL",
+        )
+
+
+def _surroundings(path: Path) -> Iterator[Finding]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        yield Finding(
+            "file_mode",
+            "warning",
+            f"{path} has mode {mode:04o}: others on this machine can open it.",
+            f"chmod 600 {path}",
+        )
+
+
+def _library() -> Iterator[Finding]:
+    if db.sqlite_version() < db.FIRST_SAFE_SQLITE:
+        version = ".".join(map(str, db.sqlite_version()))
+        yield Finding(
+            "sqlite_version",
+            "warning",
+            f"SQLite {version} can corrupt a WAL database when a reset races with a writer.",
+            "Install the package pysqlite3, or a Python with SQLite 3.51.3 or newer.",
+        )
+
+
+@cache
+def _expected_schema(is_replica: bool) -> dict[tuple[str, str], str]:
+    conn = db.connect_memory()
+    try:
+        for name in ("schema", "triggers", *(["replica"] if is_replica else [])):
+            conn.executescript(sql.read(name))
+        return {(kind, name): text for kind, name, text in conn.execute(_Q["schema"])}
+    finally:
+        conn.close()

@@ -1,0 +1,10 @@
+"""Validates keys from a local store, online or not.
+
+This package imports no sqlite-utils, click, pydantic or psycopg: a proxy that embeds the
+validator pays for the validator alone.
+"""
+
+from keystore.edge.decision import Decision, Reason
+from keystore.edge.validator import Validator
+
+__all__ = ["Decision", "Reason", "Validator"]

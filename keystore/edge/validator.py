@@ -1,0 +1,211 @@
+"""Answers "may this token pass?" from a local store.
+
+Never a stale allow: before each answer the validator asks SQLite whether *any* process has
+committed to the file since (``PRAGMA data_version``), and forgets what it knew if so. The
+connection that asks never writes, because its own commits would not move the counter; usage goes
+through a second one.
+"""
+
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from keystore import changelog, clock, db, sql, tokens
+from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
+from keystore.edge.usage import UsageBuffer
+from keystore.errors import KeystoreError
+
+CACHE_SIZE = 100_000
+"""Tokens remembered between two commits to the file, about 50 MB."""
+
+IMPATIENT_SECONDS = 0.05
+"""How long a check may wait for the write lock to flush usage."""
+
+_Q = sql.named("edge")
+
+
+class Validator:
+    """Validates tokens against one store, an origin or a replica. Safe to share between threads.
+
+    Args:
+        path: the store's file.
+        max_pending: how many metered checks may wait for a flush, and be lost by a crash.
+            1 writes each before it is answered.
+        max_seconds: for how long they may wait, at most; looked at on each metered check and by
+            :meth:`flush_if_due`.
+
+    Raises:
+        StoreNotFoundError, NotAKeystoreError, SchemaVersionError: see ``open_store``.
+    """
+
+    def __init__(
+        self, path: Path | str, *, max_pending: int = 1000, max_seconds: float = 5.0
+    ) -> None:
+        self._file = db.open_store(path)
+        # Flushes that checks wait for give up at once on a locked file and try again later.
+        self._writer = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
+        self._usage = UsageBuffer(self._writer, max_pending=max_pending, max_seconds=max_seconds)
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry | None] = {}
+        self._data_version: int | None = None
+        self._info = self._file.info()
+        self._as_of_change = 0
+        self._as_of: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush usage and close the file."""
+        with self._lock:
+            try:
+                self._flush_patiently()
+            finally:
+                self._file.close()
+                self._writer.close()
+
+    def check(self, token: str, *, cost: int = 1) -> Decision:
+        """Decide whether ``token`` may pass; if so, count ``cost`` units of usage for its key.
+
+        Never raises for what a client sends or for the state of the file: what cannot be answered
+        is :attr:`Reason.UNAVAILABLE`. With ``cost=0`` nothing is counted.
+
+        Raises:
+            ValueError: ``cost`` is negative, which would give usage back.
+        """
+        if cost < 0:
+            msg = f"cost is {cost}; it must be 0 or more"
+            raise ValueError(msg)
+        with self._lock:
+            try:
+                decision = self._decide(token)
+                if decision.allowed and cost:
+                    self._count(decision, cost)
+            except (KeystoreError, db.Error):
+                self._data_version = None
+                return Decision(allowed=False, reason=Reason.UNAVAILABLE)
+        return decision
+
+    def flush(self) -> int:
+        """Write all counted usage now; return how many checks that were.
+
+        Raises:
+            KeystoreError: the store could not be written; the usage stays counted.
+        """
+        with self._lock:
+            return self._flush_patiently()
+
+    def flush_if_due(self) -> int:
+        """Flush if a bound is reached; for callers with a timer of their own."""
+        with self._lock:
+            return self._flush_patiently() if self._usage.is_due else 0
+
+    @property
+    def pending(self) -> int:
+        """How many metered checks are counted and not yet flushed."""
+        return self._usage.pending
+
+    def freshness(self) -> Freshness | None:
+        """How current the data are; ``None`` for a replica that has never synced.
+
+        Raises:
+            KeystoreError: the store cannot be read.
+        """
+        with self._lock, self._file.errors():
+            self._look_for_commits()
+            return self._freshness(time.time())
+
+    def _flush_patiently(self) -> int:
+        if not self._usage.pending:
+            return 0
+        db.set_busy_timeout(self._writer.conn, db.BUSY_TIMEOUT_SECONDS)
+        try:
+            return self._usage.flush()
+        finally:
+            db.set_busy_timeout(self._writer.conn, IMPATIENT_SECONDS)
+
+    def _decide(self, token: str) -> Decision:
+        self._look_for_commits()
+        if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
+            return Decision(allowed=False, reason=Reason.MALFORMED)
+        if tokens.shape(token, self._info.token_prefix) is tokens.Shape.MISTYPED:
+            return Decision(allowed=False, reason=Reason.MALFORMED)
+        now = time.time()
+        freshness = self._freshness(now)
+        if freshness is None:
+            return Decision(allowed=False, reason=Reason.NOT_SYNCED)
+        entry = self._entry(tokens.hash_token(token))
+        if entry is None:
+            return Decision(allowed=False, reason=Reason.UNKNOWN, freshness=freshness)
+        return decide(entry, now, freshness)
+
+    def _look_for_commits(self) -> None:
+        version = db.scalar(self._file.conn, _Q["data_version"])
+        if version == self._data_version:
+            return
+        self._entries.clear()
+        with self._file.read() as conn:
+            self._info = self._file.info()
+            self._as_of_change = (
+                changelog.head(conn) if self._info.is_origin else self._info.as_of_change or 0
+            )
+        self._as_of = clock.seconds(self._info.as_of_at) if self._info.as_of_at else None
+        # Kept only now: if anything above fails, the next check starts over.
+        self._data_version = version
+
+    def _freshness(self, now: float) -> Freshness | None:
+        if self._info.is_origin:
+            return Freshness(self._as_of_change, None, 0.0)
+        if self._as_of is None:
+            return None
+        return Freshness(self._as_of_change, self._info.as_of_at, max(0.0, now - self._as_of))
+
+    def _entry(self, token_hash: str) -> Entry | None:
+        try:
+            return self._entries[token_hash]
+        except KeyError:
+            pass
+        row = self._file.conn.execute(_Q["entry"], (token_hash,)).fetchone()
+        entry = None if row is None else _entry(row)
+        if entry is not None:  # unknown tokens are endless; remembering them would be a leak
+            if len(self._entries) >= CACHE_SIZE:
+                self._entries.clear()
+            self._entries[token_hash] = entry
+        return entry
+
+    def _count(self, decision: Decision, cost: int) -> None:
+        if decision.api_key_id is None or decision.account_id is None:
+            return
+        self._usage.add(decision.api_key_id, decision.account_id, cost)
+        if self._usage.is_due:
+            # A store that is locked by a long writer or full must not stop the checks; the usage
+            # stays counted, and the next check tries again.
+            with suppress(KeystoreError, db.Error):
+                self._usage.flush()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    api_key_id, api_key, is_active, expires_at, account_id, account, account_is_active, *plan = row
+    return Entry(
+        api_key_id=api_key_id,
+        api_key=api_key,
+        is_active=bool(is_active),
+        expires_at=clock.seconds(expires_at) if expires_at else None,
+        account_id=account_id,
+        account=account,
+        account_is_active=bool(account_is_active),
+        plan=plan[0],
+        max_staleness_seconds=plan[1],
+        stale_action=plan[2],
+    )

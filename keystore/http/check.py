@@ -1,0 +1,101 @@
+"""Maps a request to a decision to a response; the servers only carry it. No I/O here.
+
+What proxies need: 200 for yes and never 204, 401 and 403 for no, 503 with ``Retry-After`` for "not
+now" and nothing else, any method on any path below ``/check``. Every identity header is in every
+answer, empty where there is no identity: a proxy that copies them must overwrite what a client
+sent under the same name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import quote
+
+from keystore.edge.decision import Decision, Reason
+
+CHECK_PATH = "/check"
+RETRY_AFTER_SECONDS = 5
+_PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+Headers = Mapping[str, str]
+"""Header values by lower-case name."""
+
+
+class Checker(Protocol):
+    """What answers checks; a :class:`keystore.edge.Validator` does."""
+
+    def check(self, token: str, *, cost: int = 1) -> Decision:
+        """Decide on a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP response with a JSON body."""
+
+    status: HTTPStatus
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def respond(checker: Checker, path: str, headers: Headers) -> Response:
+    """Answer one request; ``path`` is the request target, query string included."""
+    path = path.partition("?")[0]
+    if path != CHECK_PATH and not path.startswith(CHECK_PATH + "/"):
+        return _json(HTTPStatus.NOT_FOUND, {"error": f"not found; ask {CHECK_PATH}"}, ())
+    token = token_of(headers)
+    if token is None:
+        challenge = (("WWW-Authenticate", "Bearer"),)
+        return _answer(Decision(allowed=False, reason=Reason.MALFORMED), challenge)
+    return _answer(checker.check(token), ())
+
+
+def token_of(headers: Headers) -> str | None:
+    """Find the token: ``Authorization: Bearer …`` or ``X-API-Key``, never the query string."""
+    scheme, _, token = headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key", "").strip() or None
+
+
+def _answer(decision: Decision, headers: tuple[tuple[str, str], ...]) -> Response:
+    status = _status(decision)
+    if status is HTTPStatus.UNAUTHORIZED and not headers:
+        headers = (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
+    elif status is HTTPStatus.FORBIDDEN:
+        headers = (("WWW-Authenticate", 'Bearer error="insufficient_scope"'),)
+    elif status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = (("Retry-After", str(RETRY_AFTER_SECONDS)),)
+    who = decision if decision.allowed else None
+    fresh = decision.freshness
+    identity = (
+        ("X-Auth-Reason", decision.reason.value),
+        ("X-Auth-Key", _text(who and who.api_key)),
+        ("X-Auth-Account", _text(who and who.account)),
+        ("X-Auth-Plan", _text(who and who.plan)),
+        ("X-Auth-As-Of-Change", _text(fresh and fresh.as_of_change)),
+        ("X-Auth-Age-Seconds", _text(fresh and int(fresh.age_seconds))),
+    )
+    body = {"allowed": decision.allowed, "reason": decision.reason.value}
+    return _json(status, body, headers + identity)
+
+
+def _status(decision: Decision) -> HTTPStatus:
+    if decision.allowed:
+        return HTTPStatus.OK
+    if decision.reason.is_not_now:
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    if decision.reason is Reason.ACCOUNT_INACTIVE:
+        return HTTPStatus.FORBIDDEN
+    return HTTPStatus.UNAUTHORIZED
+
+
+def _text(value: object) -> str:
+    """Write a header value; what could break or split a header is percent-encoded."""
+    return "" if value is None else quote(str(value), safe=_PRINTABLE)
+
+
+def _json(status: HTTPStatus, body: object, headers: tuple[tuple[str, str], ...]) -> Response:
+    fixed = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+    return Response(status, fixed + headers, json.dumps(body).encode() + b"\n")

@@ -1,0 +1,18 @@
+-- What the validator asks: one look-up per token that is not in its cache, and its usage.
+
+-- name: entry
+-- LEFT JOINs: a key whose account or plan some client has removed is found, and denied.
+SELECT k.api_key_id, k.api_key, k.is_active, k.expires_at, k.account_id,
+       a.email, coalesce(a.is_active, 0), p.name, p.max_staleness_seconds, p.stale_action
+FROM APIKeys AS k
+LEFT JOIN Accounts AS a ON a.account_id = k.account_id
+LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
+WHERE k.api_key_hash = ?;
+
+-- name: data_version
+-- Changes with every commit of another connection, in this process or any other.
+PRAGMA data_version;
+
+-- name: insert_usage
+INSERT INTO UsageLog (principal_type, principal_id, account_id, amount)
+VALUES ('api_key', ?, ?, ?);
