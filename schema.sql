@@ -5,8 +5,9 @@
 -- whoever still holds the old id (a usage row, a replica, a cache) would mean the wrong record.
 --
 -- Times are UTC text, 'YYYY-MM-DD HH:MM:SS', as CURRENT_TIMESTAMP writes them. The CHECKs refuse
--- every other spelling and years that PostgreSQL and Python cannot hold, so that text order is time
--- order, whichever client writes.
+-- every other spelling, and years outside 1000 to 2999, so that text order is time order and every
+-- time can be pushed, whichever client writes. (GLOB and not >=: TIMESTAMP columns have numeric
+-- affinity, which turns '1970' into a number, and every text is above every number.)
 -- Texts refuse NUL, which PostgreSQL cannot hold: a row that could not be pushed is not accepted.
 
 CREATE TABLE StoreInfo (
@@ -22,7 +23,7 @@ CREATE TABLE StoreInfo (
     -- as_of_at the origin had made no later change. NULL: never synced, so nothing is known.
     as_of_change INTEGER,
     as_of_at TIMESTAMP
-        CHECK (as_of_at IS datetime(as_of_at) AND as_of_at >= '1970'),
+        CHECK (as_of_at IS datetime(as_of_at) AND as_of_at GLOB '[12]???-*'),
     -- 1 only inside the transaction that applies a pull: lets the replay, and nothing else,
     -- write a replica's key tables.
     replaying BOOLEAN NOT NULL DEFAULT 0 CHECK (replaying IN (0, 1)),
@@ -41,9 +42,9 @@ CREATE TABLE Plans (
                OR (typeof(max_staleness_seconds) = 'integer' AND max_staleness_seconds > 0)),
     stale_action TEXT NOT NULL DEFAULT 'deny' CHECK (stale_action IN ('deny', 'allow')),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (created_at IS datetime(created_at) AND created_at >= '1970'),
+        CHECK (created_at IS datetime(created_at) AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(updated_at) AND updated_at >= '1970')
+        CHECK (updated_at IS datetime(updated_at) AND updated_at GLOB '[12]???-*')
 );
 
 CREATE TABLE Accounts (
@@ -53,9 +54,9 @@ CREATE TABLE Accounts (
     plan_id INTEGER NOT NULL REFERENCES Plans (plan_id) CHECK (typeof(plan_id) = 'integer'),
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (created_at IS datetime(created_at) AND created_at >= '1970'),
+        CHECK (created_at IS datetime(created_at) AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(updated_at) AND updated_at >= '1970')
+        CHECK (updated_at IS datetime(updated_at) AND updated_at GLOB '[12]???-*')
 );
 CREATE INDEX idx_accounts_plan_id ON Accounts (plan_id);
 
@@ -74,11 +75,11 @@ CREATE TABLE APIKeys (
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
     label TEXT CHECK (label IS NULL OR (typeof(label) = 'text' AND instr(label, char(0)) = 0)),
     expires_at TIMESTAMP
-        CHECK (expires_at IS datetime(expires_at) AND expires_at >= '1970'),
+        CHECK (expires_at IS datetime(expires_at) AND expires_at GLOB '[12]???-*'),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (created_at IS datetime(created_at) AND created_at >= '1970'),
+        CHECK (created_at IS datetime(created_at) AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(updated_at) AND updated_at >= '1970')
+        CHECK (updated_at IS datetime(updated_at) AND updated_at GLOB '[12]???-*')
 );
 CREATE INDEX idx_apikeys_account_id ON APIKeys (account_id);
 
@@ -104,7 +105,7 @@ CREATE TABLE UsageLog (
         CHECK (request_id IS NULL
                OR (typeof(request_id) = 'text' AND instr(request_id, char(0)) = 0)),
     occurred_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (occurred_at IS datetime(occurred_at) AND occurred_at >= '1970')
+        CHECK (occurred_at IS datetime(occurred_at) AND occurred_at GLOB '[12]???-*')
 );
 
 -- One row per target that this store has synced with. A target is known by the identity that it
@@ -130,5 +131,5 @@ CREATE TABLE SyncTargets (
     -- 1: this store only hands its usage up there and gets its keys elsewhere
     usage_only BOOLEAN NOT NULL DEFAULT 0 CHECK (usage_only IN (0, 1)),
     synced_at TIMESTAMP
-        CHECK (synced_at IS datetime(synced_at) AND synced_at >= '1970')
+        CHECK (synced_at IS datetime(synced_at) AND synced_at GLOB '[12]???-*')
 );

@@ -31,8 +31,8 @@ def _no_nul(text: str) -> str:
 def _to_utc_text(moment: datetime) -> str:
     # A time without a zone is read as UTC: what the store shows can be typed back in.
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    if moment.year < 1970:
-        msg = "must be 1970 or later"
+    if not 1000 <= moment.year < 3000:
+        msg = "must be in the years 1000 to 2999"
         raise ValueError(msg)
     return utc_text(moment.timestamp())
 

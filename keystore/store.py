@@ -118,16 +118,16 @@ class Store:
                     f"plan {wanted.name!r} exists already.",
                     hint="`keystore plan list` shows the plans.",
                 )
-            self._db.table("Plans").insert(wanted.model_dump())
-            return next(plan for plan in self._plans() if plan.name == wanted.name)
+            plan_id = self._db.table("Plans").insert(wanted.model_dump()).last_pk
+            return next(self._plans(plan_id))
 
     def plans(self) -> list[models.Plan]:
         """Return all plans, by name."""
         with self.file.read():
             return list(self._plans())
 
-    def _plans(self) -> Iterator[models.Plan]:
-        return (models.Plan(**row) for row in self._query("plans"))
+    def _plans(self, plan_id: object = None) -> Iterator[models.Plan]:
+        return (models.Plan(**row) for row in self._query("plans", plan_id=plan_id))
 
     # -- accounts ------------------------------------------------------------------------------
 
@@ -152,13 +152,15 @@ class Store:
                 )
             row = {"email": wanted.email, "plan_id": plan_id}
             account_id = self._db.table("Accounts").insert(row).last_pk
-            found = self._query("accounts")
-            return next(models.Account(**row) for row in found if row["account_id"] == account_id)
+            return next(self._accounts(account_id))
 
     def accounts(self) -> list[models.Account]:
         """Return all accounts, by e-mail address."""
         with self.file.read():
-            return [models.Account(**row) for row in self._query("accounts")]
+            return list(self._accounts())
+
+    def _accounts(self, account_id: object = None) -> Iterator[models.Account]:
+        return (models.Account(**row) for row in self._query("accounts", account_id=account_id))
 
     # -- keys ----------------------------------------------------------------------------------
 

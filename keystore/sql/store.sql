@@ -12,6 +12,7 @@ VALUES (1, :store_id, :role, :incarnation, :origin_id, :token_prefix);
 -- name: plans
 SELECT p.*, (SELECT count(*) FROM Accounts AS a WHERE a.plan_id = p.plan_id) AS accounts
 FROM Plans AS p
+WHERE :plan_id IS NULL OR p.plan_id = :plan_id
 ORDER BY p.name;
 
 -- name: accounts
@@ -19,6 +20,7 @@ SELECT a.*, p.name AS plan,
        (SELECT count(*) FROM APIKeys AS k WHERE k.account_id = a.account_id) AS keys
 FROM Accounts AS a
 LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
+WHERE :account_id IS NULL OR a.account_id = :account_id
 ORDER BY a.email;
 
 -- name: keys

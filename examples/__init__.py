@@ -1,0 +1,1 @@
+"""Programs that show keystore at work; the tests run them."""

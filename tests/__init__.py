@@ -1,0 +1,1 @@
+"""The guarantees, each as a test that is named after it."""

@@ -1,0 +1,84 @@
+"""Fixtures: real stores, a real PostgreSQL, and the doctor at the end of every test."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from keystore import Store
+from keystore.db import open_store
+from keystore.doctor import examine
+from keystore.sync import targets
+from keystore.testing import postgres
+
+NewStore = Callable[..., Store]
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Iterator[list[Path]]:
+    """Store files that the doctor must find healthy when the test is over."""
+    paths: list[Path] = []
+    yield paths
+    for path in paths:
+        with open_store(path) as file:
+            assert [item for item in examine(file) if item.severity == "error"] == [], path
+
+
+@pytest.fixture
+def new_store(tmp_path: Path, healthy: list[Path]) -> Iterator[NewStore]:
+    """Makes origin stores in the test's folder; the doctor looks at each afterwards."""
+    opened: list[Store] = []
+
+    def make(name: str = "origin.db") -> Store:
+        path = tmp_path / name
+        store = Store.create(path)
+        opened.append(store)
+        healthy.append(path)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(new_store: NewStore) -> Store:
+    """An origin with a plan and an account, and no key yet."""
+    made = new_store()
+    made.add_plan("free")
+    made.add_account("ada@example.org", plan="free")
+    return made
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """URL of a PostgreSQL server: the embedded one, or that of the environment."""
+    given = os.environ.get(postgres.ENVIRONMENT_VARIABLE)
+    if given:
+        yield given
+    else:
+        with postgres.running() as server:
+            yield server.url
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """URL of an empty database of this test's own."""
+    name = f"keystore_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload,unused-ignore]
+    yield postgres_url.rpartition("/")[0] + f"/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload,unused-ignore]
+
+
+@pytest.fixture
+def hub_url(database_url: str) -> str:
+    """URL of an empty hub."""
+    hub = targets.open_hub(database_url)
+    hub.init()
+    hub.close()
+    return database_url

@@ -1,0 +1,74 @@
+"""The walls of the house: imports point down only, and the edge stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keystore
+
+PACKAGE = Path(keystore.__file__).parent
+LAYERS = [
+    {"errors", "_version"},
+    {"tokens", "clock", "sql", "tables"},
+    {"models"},
+    {"db"},
+    {"migrate"},
+    {"changelog"},
+    {"store"},
+    {"sync", "edge", "testing"},
+    {"http", "doctor"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Return the rooms of keystore that a module imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "keystore":
+            found |= {f"keystore.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return {name.split(".")[1] for name in found if name.startswith("keystore.")}
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down_only(path: Path) -> None:
+    room = room_of(path)
+    for other in imports(path) - {room}:
+        assert RANK[other] < RANK[room], f"{path.name} ({room}) imports {other}"
+
+
+def test_the_edge_loads_none_of_the_admin_side() -> None:
+    heavy = ["click", "pydantic", "sqlite_utils", "psycopg", "uuid_utils", "rich", "tuf"]
+    program = f"import sys, keystore.edge; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_sync_engine_knows_no_driver() -> None:
+    program = (
+        "import sys, keystore.sync.engine;"
+        "print([m for m in ('psycopg', 'tuf', 'obstore') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_is_past_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400

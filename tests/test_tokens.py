@@ -1,0 +1,98 @@
+"""Tokens: the published vectors, the checksum, and that nothing else has their shape."""
+
+import binascii
+import re
+import string
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keystore import tokens
+from keystore.tokens import Shape
+
+KEY = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+VECTORS = [
+    (UUID(int=0), 0, tokens.DEFAULT_PREFIX, "0" * 50 + "hdmUS"),
+    (KEY, 2**160 - 1, tokens.DEFAULT_PREFIX, "02tcRIyrxLXTR81B3dqdOxaWgEPTl1tmebfsQzFP4bxwgy80V3ocg3b"),
+    (
+        UUID("ffffffff-ffff-ffff-ffff-ffffffffffff"),
+        0x0123456789ABCDEF0123456789ABCDEF01234567,
+        "acme-live-",
+        "7n42DGM5Tflk9n8mt7Fhc70A42ooYeVw3Mne3Lq3NTHYStAVr22g54w",
+    ),
+]
+PATTERN = re.compile(r"sk-miro-api-[0-9A-Za-z]{55}")
+
+
+@pytest.mark.parametrize(("key", "secret", "prefix", "rest"), VECTORS)
+def test_published_vectors(key: UUID, secret: int, prefix: str, rest: str) -> None:
+    token = tokens.build(key, secret, prefix)
+    assert token == prefix + rest
+    # the same, computed the long way round: the digits' values, weighted, give the parts back
+    alphabet = string.digits + string.ascii_uppercase + string.ascii_lowercase
+    values = [alphabet.index(char) for char in rest]
+    numbers = [
+        sum(value * 62**power for power, value in enumerate(reversed(values[start:end])))
+        for start, end in ((0, 22), (22, 49), (49, 55))
+    ]
+    assert numbers == [key.int, secret, binascii.crc32((prefix + rest[:49]).encode())]
+
+
+@given(st.uuids(), st.integers(0, 2**160 - 1))
+def test_a_token_carries_its_key_and_has_the_documented_pattern(key: UUID, secret: int) -> None:
+    token = tokens.build(key, secret)
+    assert PATTERN.fullmatch(token)
+    assert tokens.shape(token) is Shape.OURS
+    assert tokens.key_uuid(token) == key
+
+
+@given(st.integers(12, 66), st.sampled_from("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"))
+def test_one_wrong_character_is_noticed(position: int, char: str) -> None:
+    token = tokens.build(KEY, 12345)
+    if token[position] != char:
+        mistyped = token[:position] + char + token[position + 1 :]
+        assert tokens.shape(mistyped) is Shape.MISTYPED
+        assert tokens.key_uuid(mistyped) is None
+
+
+@given(st.text(max_size=100))
+def test_any_other_string_is_of_another_shape(text: str) -> None:
+    assert tokens.shape(text) is Shape.OTHER
+    assert tokens.key_uuid(text) is None
+    assert len(tokens.hash_token(text)) == 64
+
+
+@given(st.text(min_size=55, max_size=55))
+def test_strange_characters_behind_our_prefix_are_a_typing_error(text: str) -> None:
+    assert tokens.shape(tokens.DEFAULT_PREFIX + text) in {Shape.MISTYPED, Shape.OURS}
+
+
+def test_a_right_checksum_over_an_impossible_uuid_names_no_key() -> None:
+    body = tokens.DEFAULT_PREFIX + "z" * 22 + "0" * 27
+    token = body + tokens._checksum(body)
+    assert tokens.shape(token) is Shape.OURS
+    assert tokens.key_uuid(token) is None
+
+
+def test_tokens_are_told_apart_by_prefix() -> None:
+    token = tokens.build(KEY, 1, "acme-live-")
+    assert tokens.shape(token, "acme-live-") is Shape.OURS
+    assert tokens.shape(token) is Shape.OTHER
+
+
+@pytest.mark.parametrize("prefix", ["", "-", "a", "acme", "a b-", "-acme-", "x" * 32 + "-", "é-"])
+def test_prefixes_that_would_blur_into_the_token_are_refused(prefix: str) -> None:
+    assert not tokens.is_valid_prefix(prefix)
+
+
+def test_tokens_of_one_key_differ_in_all_160_bits_of_their_secret() -> None:
+    secrets = [tokens.decode62(tokens.new_token(KEY)[-33:-6]) for _ in range(200)]
+    seen_0 = seen_1 = 0
+    for secret in secrets:
+        seen_1 |= secret
+        seen_0 |= ~secret
+    every_bit = 2**160 - 1
+    assert seen_1 & every_bit == every_bit
+    assert seen_0 & every_bit == every_bit
