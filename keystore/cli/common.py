@@ -112,7 +112,7 @@ def _cell(value: object) -> str:
 
 
 def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    if sys.stdout.isatty():
+    if _is_terminal():
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
@@ -126,3 +126,7 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     for row in (header, *cells):
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         click.echo(line.rstrip())
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()

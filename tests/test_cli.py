@@ -1,0 +1,211 @@
+"""The command line: one-line errors, exit codes, JSON, and help with an example everywhere."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from keystore import Store
+from keystore.cli import main
+from keystore.db import SCHEMA_VERSION
+from keystore.sync import repository
+from keystore.sync.folder import Folder
+from keystore.testing.postgres import running
+
+NOWHERE = "postgresql://user:s3cret@127.0.0.1:1/nowhere?sslpassword=s3cret"
+
+
+def run(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, arguments, input=stdin)
+
+
+@pytest.fixture
+def db(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store that KEYSTORE_DB names."""
+    monkeypatch.setenv("KEYSTORE_DB", str(store.file.path))
+    return store.file.path
+
+
+def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("command", list(all_commands(main)), ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert f"Example:\n    keystore {' '.join(command)}" in result.output
+    assert "--json" in result.output
+
+
+def test_the_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("init").exit_code == 0
+    assert run("plan", "add", "free").output == "Added plan free.\n"
+    assert run("account", "add", "ada@example.org", "--plan", "free").exit_code == 0
+    issued = json.loads(run("key", "issue", "ada@example.org", "--expires", "90d", "--json").stdout)
+    token = issued["token"]
+    assert run("check", token).exit_code == 0
+    assert run("check", "-", stdin=token + "\n").stdout.startswith("allowed: ada@example.org")
+    revoked = run("key", "revoke", "-", stdin=token)
+    assert revoked.output == f"Revoked key {issued['key']['api_key']} of ada@example.org.\n"
+    denied = run("check", "--json", token)
+    assert (denied.exit_code, json.loads(denied.stdout)["reason"]) == (1, "revoked")
+    assert [c["table_name"] for c in json.loads(run("changes", "--json").stdout)] == [
+        "Plans",
+        "Accounts",
+        "APIKeys",
+        "APIKeys",
+    ]
+    assert "2 units in 2 rows" in run("status").stdout
+    assert run("doctor").stdout == "Nothing is wrong.\n"
+    for kind in ("plan", "account", "key"):
+        assert len(json.loads(run(kind, "list", "--json").stdout)) == 1
+        assert len(run(kind, "list").stdout.splitlines()) == 2
+
+
+def test_a_check_with_cost_0_only_asks(db: Path, store: Store) -> None:
+    token = store.issue_key("ada@example.org").token
+    assert run("check", token, "--cost", "0").exit_code == 0
+    assert store.status().usage_total == 0
+
+
+def bad_input(tmp_path: Path) -> list[tuple[str, list[str], str]]:
+    newer, junk = tmp_path / "newer.db", tmp_path / "junk.db"
+    with Store.create(newer) as made:
+        made.file.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    junk.write_text("this is no database" * 99)
+    for name in ("ours", "theirs"):
+        repository.create(Folder(tmp_path / name), tmp_path / f"{name}.keys")
+    return [
+        ("a wrong token", ["check", "sk-miro-api-" + "a" * 55], ""),
+        ("an unknown token", ["check", "whatever"], ""),
+        ("an unknown plan", ["account", "add", "b@example.org", "--plan", "gold"], "not_found"),
+        ("an unknown account", ["key", "issue", "nobody@example.org"], "not_found"),
+        ("an unknown key", ["key", "revoke", "01890a5d-ac96-774b-bcce-b302099a8057"], "not_found"),
+        ("a missing file", ["status", "--db", str(tmp_path / "missing.db")], "store_not_found"),
+        ("a missing file, checked", ["check", "x", "--db", "missing.db"], "store_not_found"),
+        ("no keystore", ["plan", "list", "--db", str(junk)], "not_a_keystore"),
+        ("a folder", ["doctor", "--db", str(tmp_path)], "not_a_keystore"),
+        ("a newer schema", ["sync", "--db", str(newer), "/tmp"], "schema_version"),
+        ("a hub that is down", ["sync", NOWHERE], "target_unavailable"),
+        ("a hub that is down, at first", ["replicate", NOWHERE, "new.db"], "target_unavailable"),
+        ("no such target", ["sync", "ftp://example.org"], "unsupported_target"),
+        ("no target known", ["sync"], "invalid_input"),
+        ("no repository", ["sync", str(tmp_path / "nowhere")], "target_not_ready"),
+        (
+            "keys of another repository",
+            ["sync", str(tmp_path / "ours"), "--keys", str(tmp_path / "theirs.keys")],
+            "invalid_input",
+        ),
+        ("a repository twice", ["repo", "create", str(tmp_path / "ours")], "already_exists"),
+        (
+            "a root file that is none",
+            ["replicate", str(tmp_path / "ours"), "new.db", "--root", str(junk)],
+            "invalid_input",
+        ),
+        ("no root file", ["replicate", str(tmp_path / "ours"), "new.db"], "invalid_input"),
+        ("a hub that is no hub", ["hub", "init", "file:///tmp"], "unsupported_target"),
+    ]
+
+
+def test_bad_input_is_one_line_that_says_what_to_do_and_writes_nothing(
+    db: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases = bad_input(tmp_path)
+    before = (store.status(), sorted(tmp_path.rglob("*")))
+    for name, arguments, code in cases:
+        result = run(*arguments)
+        said = result.stderr or result.stdout
+        assert result.exit_code == 1, (name, said)
+        assert said.count("\n") == 1, (name, said)
+        assert "Traceback" not in said, name
+        assert "s3cret" not in said, name
+        if code:
+            assert said.startswith("keystore: "), name
+            as_json = json.loads(run(*arguments, "--json").stderr)
+            assert as_json["error"]["code"] == code, name
+            assert as_json["error"]["hint"], name
+    assert (store.status(), sorted(tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["plan", "add"],
+        ["account", "add", "b@example.org"],
+        ["key", "issue", "ada@example.org", "--expires", "soon"],
+        ["check", "x", "--cost", "-1"],
+        ["serve", "--port", "99999"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(db: Path, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+def test_a_password_in_a_url_is_used_and_never_stored(
+    db: Path, store: Store, hub_url: str
+) -> None:
+    with_password = hub_url.replace("keystore@", "keystore:s3cret@")
+    assert run("sync", with_password).exit_code == 0
+    store.file.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert b"s3cret" not in b"".join(p.read_bytes() for p in db.parent.glob(f"{db.name}*"))
+    assert "s3cret" not in run("status").output + run("status", "--json").output
+
+
+def test_sync_replicate_and_hub_init_speak_json(db: Path, store: Store, database_url: str) -> None:
+    made = json.loads(run("hub", "init", database_url, "--json").stdout)
+    again = json.loads(run("hub", "init", database_url, "--json").stdout)
+    assert (made["is_new"], again["is_new"]) == (True, False)
+    assert made["hub_id"] == again["hub_id"]
+    (report,) = json.loads(run("sync", database_url, "--json").stdout)
+    assert (report["pushed"], report["usage"], report["as_of_change"]) == (2, 0, 2)
+    replica = db.parent / "replica.db"
+    report = json.loads(run("replicate", database_url, str(replica), "--json").stdout)
+    assert report["pulled"] == 2
+    assert "never" not in run("status", "--db", str(replica)).stdout
+    assert "all changes acknowledged" in run("status").stdout
+
+
+def test_a_hub_that_went_away_is_told_and_nothing_is_lost(db: Path, store: Store) -> None:
+    with running() as server:
+        assert run("hub", "init", server.url).exit_code == 0
+        assert run("sync", server.url).exit_code == 0
+        store.issue_key("ada@example.org")
+        server.stop()
+        result = run("sync")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("keystore: the hub cannot be reached")
+        server.start()
+        assert "pushed 1 records" in run("sync").stdout
+
+
+def test_python_m_keystore_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "keystore", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("keystore, version ")
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_tables_are_plain_in_a_pipe_and_drawn_at_a_terminal(
+    db: Path, tty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keystore.cli.common._is_terminal", lambda: tty)
+    output = run("plan", "list").output
+    assert "free" in output
+    assert output.splitlines()[0].split()[:2] == ["name", "max"]
