@@ -1,13 +1,16 @@
 """What every target promises, whichever it is: one suite over memory, PostgreSQL and files."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from keystore import Store, Validator
 from keystore.changelog import Page
-from keystore.db import open_store
+from keystore.db import StoreFile, open_store
+from keystore.doctor import examine
 from keystore.errors import (
     ForkedStoreError,
     StaleTargetError,
@@ -296,3 +299,51 @@ def test_a_target_that_was_put_back_does_not_take_the_replica_back(
         target.pull(tmp_path / "replica.db")
     with Validator(tmp_path / "replica.db") as validator:
         assert validator.check(issued.token).allowed
+
+
+class Crash(BaseException):
+    """Stands for the end of the process at this point: nothing catches it on the way."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_at_any_transaction_of_push_and_pull_loses_and_repeats_nothing(
+    target: Pair, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    replica = tmp_path / "replica.db"
+    target.push(store)
+    target.replicate(replica)
+    original = StoreFile._transaction
+
+    for fatal in count(1):
+        store.add_plan(f"plan {fatal}")
+        store.file.conn.execute("DELETE FROM Plans WHERE name = ?", (f"plan {fatal - 2}",))
+        seen = 0
+
+        @contextmanager
+        def crashing(file: StoreFile, begin: str) -> Iterator[object]:
+            nonlocal seen
+            seen += 1
+            if seen == fatal and when == "before":
+                raise Crash
+            with original(file, begin) as conn:
+                yield conn
+            if seen == fatal and when == "after":
+                raise Crash
+
+        has_crashed = False
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreFile, "_transaction", crashing)
+            try:
+                target.push(store)
+                target.pull(replica)
+            except Crash:
+                has_crashed = True
+        with open_store(replica) as file:
+            assert examine(file) == []
+        target.push(store)
+        target.pull(replica)
+        with open_store(replica) as file:
+            assert digest.digest_store(file) == digest.digest_store(store.file)
+        if not has_crashed:
+            assert fatal > 5
+            return

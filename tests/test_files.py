@@ -1,0 +1,266 @@
+"""Nothing enters unsigned: each attack on the repository is refused and the last state stays."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from keystore import KeystoreError, Store, Validator
+from keystore.db import open_store
+from keystore.errors import (
+    ExpiredRepositoryError,
+    ForeignOriginError,
+    IncompleteStateError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+    UntrustedRepositoryError,
+)
+from keystore.sync import digest, repository, targets
+from keystore.sync.files import SNAPSHOT_NAME
+from keystore.sync.folder import Folder
+from tests.conftest import NewStore
+
+
+class Site:
+    """A store, its repository, and a replica that has pulled once."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self.folder = store, folder / "repository"
+        self.keys, self.replica = folder / "keys", folder / "replica.db"
+        root = repository.create(Folder(self.folder), self.keys)
+        self.root = root.read_bytes()
+        self.token = store.issue_key("ada@example.org").token
+        self.publish()
+        targets.replicate(str(self.folder), self.replica, root=self.root)
+
+    def publish(self) -> None:
+        targets.sync(self.store.file, str(self.folder), keys=self.keys)
+
+    def pull(self) -> None:
+        with open_store(self.replica) as file:
+            targets.sync(file, str(self.folder))
+
+    def newest(self, pattern: str) -> Path:
+        return max(self.folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
+@pytest.fixture
+def site(store: Store, tmp_path: Path) -> Site:
+    return Site(store, tmp_path)
+
+
+def test_a_key_that_is_revoked_and_published_is_denied_after_the_next_pull(site: Site) -> None:
+    site.store.revoke_key(site.token)
+    site.publish()
+    with Validator(site.replica) as validator:
+        assert validator.check(site.token).allowed
+        site.pull()
+        assert not validator.check(site.token).allowed
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def change_a_byte_of_the_snapshot(site: Site) -> None:
+    flip(site.newest("targets/*"))
+
+
+def cut_the_snapshot_short(site: Site) -> None:
+    path = site.newest("targets/*")
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def lengthen_the_snapshot(site: Site) -> None:
+    path = site.newest("targets/*")
+    path.write_bytes(path.read_bytes() + b"x" * 10_000)
+
+
+def change_the_signed_announcement(site: Site) -> None:
+    path = site.newest("metadata/*.targets.json")
+    said = json.loads(path.read_text())
+    said["signed"]["targets"][SNAPSHOT_NAME]["custom"]["up_to"] += 1
+    path.write_text(json.dumps(said))
+
+
+def sign_with_another_key(site: Site) -> None:
+    other = site.folder.with_name("other")
+    repository.create(Folder(other), site.keys.with_name("other.keys"))
+    folder, keys = site.folder, site.keys
+    shutil.copy(other / "metadata/1.root.json", folder / "metadata/1.root.json")
+    shutil.copy(keys.with_name("other.keys") / "online.pem", keys / "online.pem")
+    for name in ("timestamp.json", "*.targets.json", "*.snapshot.json"):
+        for path in folder.glob(f"metadata/{name}"):
+            path.unlink()
+    site.store.file.conn.execute("UPDATE SyncTargets SET push_token = NULL, pending_token = NULL")
+    site.publish()
+
+
+def swap_in_anothers_root(site: Site) -> None:
+    other = site.folder.with_name("other")
+    root = repository.create(Folder(other), site.keys.with_name("other.keys")).read_bytes()
+    (site.folder / "metadata/2.root.json").write_bytes(root.replace(b'"version": 1', b'"version": 2'))
+
+
+def empty_the_timestamp(site: Site) -> None:
+    (site.folder / "metadata/timestamp.json").write_text("{}")
+
+
+def make_the_timestamp_endless(site: Site) -> None:
+    (site.folder / "metadata/timestamp.json").write_bytes(b" " * 10_000_000)
+
+
+def remove_the_snapshot(site: Site) -> None:
+    site.newest("targets/*").unlink()
+
+
+def take_the_folder_away(site: Site) -> None:
+    shutil.rmtree(site.folder)
+
+
+ATTACKS: list[tuple[Callable[[Site], None], type[KeystoreError]]] = [
+    (change_a_byte_of_the_snapshot, UntrustedRepositoryError),
+    (cut_the_snapshot_short, UntrustedRepositoryError),
+    (lengthen_the_snapshot, UntrustedRepositoryError),
+    (change_the_signed_announcement, UntrustedRepositoryError),
+    (sign_with_another_key, UntrustedRepositoryError),
+    (swap_in_anothers_root, UntrustedRepositoryError),
+    (empty_the_timestamp, UntrustedRepositoryError),
+    (make_the_timestamp_endless, UntrustedRepositoryError),
+    (remove_the_snapshot, TargetNotReadyError),
+    (take_the_folder_away, TargetNotReadyError),
+]
+
+
+@pytest.mark.parametrize(("attack", "error"), ATTACKS, ids=lambda item: item.__name__)
+def test_an_attack_is_refused_and_the_replica_answers_as_before(
+    site: Site, attack: Callable[[Site], None], error: type[KeystoreError]
+) -> None:
+    with open_store(site.replica) as file:
+        before = (digest.digest_store(file), file.info())
+    site.store.add_plan("published, then attacked")
+    site.publish()
+    attack(site)
+    with pytest.raises(error) as caught:
+        site.pull()
+    assert "\n" not in str(caught.value)
+    with open_store(site.replica) as file:
+        assert (digest.digest_store(file), file.info()) == before
+    with Validator(site.replica) as validator:
+        assert validator.check(site.token).allowed
+
+
+def test_an_older_state_is_refused(site: Site, tmp_path: Path) -> None:
+    """Rollback: everything in the repository is put back, signatures and all."""
+    shutil.copytree(site.folder, tmp_path / "old")
+    site.store.revoke_key(site.token)
+    site.publish()
+    site.pull()
+    shutil.rmtree(site.folder)
+    shutil.copytree(tmp_path / "old", site.folder)
+    with pytest.raises(UntrustedRepositoryError):
+        site.pull()
+    with Validator(site.replica) as validator:
+        assert not validator.check(site.token).allowed
+
+
+def test_expired_signatures_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "METADATA_EXPIRY", timedelta(seconds=-1))
+    site.publish()
+    with pytest.raises(ExpiredRepositoryError, match="keystore sync"):
+        site.pull()
+
+
+def test_a_repository_signed_by_someone_else_makes_no_replica(
+    site: Site, new_store: NewStore, tmp_path: Path
+) -> None:
+    theirs = repository.create(Folder(tmp_path / "theirs"), tmp_path / "theirs.keys").read_bytes()
+    with pytest.raises(UntrustedRepositoryError):
+        targets.replicate(str(site.folder), tmp_path / "new.db", root=theirs)
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_one_repository_serves_one_origin(site: Site, new_store: NewStore) -> None:
+    other = new_store("other.db")
+    with pytest.raises(ForeignOriginError):
+        targets.sync(other.file, str(site.folder), keys=site.keys)
+
+
+def test_a_snapshot_that_does_not_add_up_is_not_applied(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signed by the right key, and wrong all the same: a bug at the publisher."""
+    from keystore.sync import files
+
+    whole = files._pages
+
+    def all_but_the_last(path: Path) -> list[object]:
+        return list(whole(path))[:-1]
+
+    site.store.add_plan("new")
+    site.publish()
+    with monkeypatch.context() as patch, pytest.raises(IncompleteStateError):
+        patch.setattr(files, "_pages", all_but_the_last)
+        site.pull()
+    site.pull()
+
+
+def test_a_snapshot_is_never_decompressed_past_its_announced_length(tmp_path: Path) -> None:
+    from keystore.sync import files
+
+    bomb = tmp_path / "bomb.zst"
+    bomb.write_bytes(files.zstd.compress(b"\0" * 50_000_000))
+    with pytest.raises(IncompleteStateError):
+        files._unpack(bomb, tmp_path / "out", 1000)
+    assert not (tmp_path / "out").exists() or (tmp_path / "out").stat().st_size <= 1000
+
+
+def test_private_keys_are_for_their_owner_only(site: Site) -> None:
+    assert {path.name for path in site.keys.iterdir()} == {"root.pem", "online.pem"}
+    assert {path.stat().st_mode & 0o777 for path in site.keys.iterdir()} == {0o600}
+    assert site.keys.stat().st_mode & 0o777 == 0o700
+
+
+def test_publishing_needs_no_root_key(site: Site) -> None:
+    (site.keys / "root.pem").unlink()
+    site.store.add_plan("later")
+    site.publish()
+    site.pull()
+
+
+def test_a_publish_that_dies_before_its_last_file_changes_nothing_for_readers(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, names = Folder.write, []
+
+    def fail_at_the_timestamp(folder: Folder, name: str, data: bytes) -> None:
+        names.append(name)
+        if name == "metadata/timestamp.json":
+            raise TargetUnavailableError("the disk is gone.", hint="wait")
+        write(folder, name, data)
+
+    site.store.revoke_key(site.token)
+    with monkeypatch.context() as patch, pytest.raises(TargetUnavailableError):
+        patch.setattr(Folder, "write", fail_at_the_timestamp)
+        site.publish()
+    assert names[0].startswith("targets/")
+    assert names[-1] == "metadata/timestamp.json"
+    site.pull()
+    with Validator(site.replica) as validator:
+        assert validator.check(site.token).allowed
+    site.publish()
+    site.pull()
+    with Validator(site.replica) as validator:
+        assert not validator.check(site.token).allowed
+
+
+def test_metadata_says_when_it_expires(site: Site) -> None:
+    said = json.loads((site.folder / "metadata/timestamp.json").read_text())
+    expires = datetime.fromisoformat(said["signed"]["expires"])
+    left = expires - datetime.now(UTC)
+    assert timedelta(days=6) < left <= repository.METADATA_EXPIRY

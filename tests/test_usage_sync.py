@@ -1,0 +1,145 @@
+"""Usage goes up exactly once: through kills, lost acknowledgements, retries and copies."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from keystore import Store, Validator
+from keystore.db import StoreFile, open_store
+from keystore.errors import ForkedStoreError, TargetUnavailableError
+from keystore.sync import engine, targets
+from keystore.sync.engine import Report
+from keystore.sync.memory import MemoryHub
+from keystore.sync.postgres import PostgresHub
+
+Total = Callable[[], int]
+
+
+def record(file: StoreFile, *amounts: int) -> None:
+    file.conn.executemany(
+        "INSERT INTO UsageLog (principal_type, principal_id, account_id, amount, request_id)"
+        " VALUES ('api_key', 1, 1, ?, 'r ☂')",
+        [(amount,) for amount in amounts],
+    )
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def hub(request: pytest.FixtureRequest) -> tuple[MemoryHub | PostgresHub, Total]:
+    if request.param == "memory":
+        memory = MemoryHub()
+        return memory, lambda: sum(usage.amount for _, usage in memory.usage.values())
+    url = request.getfixturevalue("hub_url")
+    opened = PostgresHub(url)
+    request.addfinalizer(opened.close)
+
+    def total() -> int:
+        with psycopg.connect(url) as conn:
+            row = conn.execute("SELECT coalesce(sum(amount), 0)::BIGINT FROM keystore.usage_log")
+            return int((row.fetchone() or (0,))[0])
+
+    return opened, total
+
+
+@pytest.fixture
+def replica(store: Store, tmp_path: Path) -> Path:
+    source, path = MemoryHub(), tmp_path / "replica.db"
+    engine.push(store.file, source, "memory:", Report(""))
+    engine.replicate(source, "memory:", path, Report(""))
+    return path
+
+
+def hand_up(file: StoreFile, hub: MemoryHub | PostgresHub) -> int | None:
+    report = Report("")
+    engine.hand_up_usage(file, hub, "hub:", report)
+    return report.usage
+
+
+def test_usage_goes_up_once_and_only_what_is_new(
+    replica: Path, hub: tuple[MemoryHub | PostgresHub, Total]
+) -> None:
+    sink, total = hub
+    with open_store(replica) as file:
+        assert hand_up(file, sink) == 0
+        record(file, 1, 2, 3)
+        assert hand_up(file, sink) == 3
+        assert hand_up(file, sink) == 0
+        record(file, 10)
+        assert hand_up(file, sink) == 1
+    assert total() == 16
+
+
+def test_a_lost_acknowledgement_of_usage_counts_once(
+    replica: Path, hub: tuple[MemoryHub | PostgresHub, Total]
+) -> None:
+    sink, total = hub
+    with open_store(replica) as file:
+        record(file, 1, 2, 3)
+        hand_up(file, sink)
+        file.conn.execute("UPDATE SyncTargets SET acknowledged_usage = 1")
+        record(file, 4)
+        assert hand_up(file, sink) == 3
+    assert total() == 10
+
+
+def test_many_pages_arrive_and_a_failure_between_them_loses_nothing(
+    replica: Path,
+    hub: tuple[MemoryHub | PostgresHub, Total],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sink, total = hub
+    monkeypatch.setattr(engine, "USAGE_PAGE_SIZE", 10)
+    push_usage, calls = sink.push_usage, 0
+
+    def fail_on_third(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise TargetUnavailableError("cut.", hint="wait")
+        push_usage(*arguments)  # type: ignore[arg-type]
+
+    with open_store(replica) as file:
+        record(file, *[1] * 45)
+        with monkeypatch.context() as patch, pytest.raises(TargetUnavailableError):
+            patch.setattr(sink, "push_usage", fail_on_third)
+            hand_up(file, sink)
+        assert total() == 20
+        assert hand_up(file, sink) == 25
+    assert total() == 45
+
+
+def test_a_copied_replica_that_records_other_usage_is_stopped(
+    replica: Path, hub: tuple[MemoryHub | PostgresHub, Total]
+) -> None:
+    sink, total = hub
+    twin = replica.with_name("twin.db")
+    with open_store(replica) as file:
+        file.conn.execute("VACUUM INTO ?", (str(twin),))
+        record(file, 1)
+        hand_up(file, sink)
+    with open_store(twin) as file:
+        record(file, 5)
+        with pytest.raises(ForkedStoreError):
+            hand_up(file, sink)
+    assert total() == 1
+
+
+def test_an_origin_hands_up_its_own_usage_too(store: Store, hub_url: str) -> None:
+    token = store.issue_key("ada@example.org").token
+    with Validator(store.file.path) as validator:
+        validator.check(token, cost=3)
+    (report,) = targets.sync(store.file, hub_url)
+    assert (report.pushed, report.usage) == (3, 1)
+
+
+def test_usage_of_a_deleted_key_goes_up_and_stays(store: Store, hub_url: str) -> None:
+    token = store.issue_key("ada@example.org").token
+    with Validator(store.file.path) as validator:
+        validator.check(token)
+    store.file.conn.execute("DELETE FROM Accounts")
+    (report,) = targets.sync(store.file, hub_url)
+    assert report.usage == 1
+    with psycopg.connect(hub_url) as conn:
+        found = conn.execute("SELECT account_id, amount FROM keystore.usage_log").fetchall()
+    assert found == [(1, 1)]
