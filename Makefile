@@ -11,7 +11,7 @@ venv: $(READY)
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keystore needs Python 3.11 or newer; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
@@ -19,8 +19,9 @@ $(READY): requirements.lock pyproject.toml
 demo: venv ## the main job, end to end, on a real access log and a real PostgreSQL
 	$(BIN)/python -m examples.demo
 
+# (by file: the examples of a page build on each other)
 test: venv ## every test, and every example of the README and the docs
-	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: venv ## format, lint, types
 	$(BIN)/ruff format --check .

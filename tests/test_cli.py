@@ -157,9 +157,7 @@ def test_wrong_usage_exits_with_2(db: Path, arguments: list[str]) -> None:
     assert "Usage:" in result.stderr
 
 
-def test_a_password_in_a_url_is_used_and_never_stored(
-    db: Path, store: Store, hub_url: str
-) -> None:
+def test_a_password_in_a_url_is_used_and_never_stored(db: Path, store: Store, hub_url: str) -> None:
     with_password = hub_url.replace("keystore@", "keystore:s3cret@")
     assert run("sync", with_password).exit_code == 0
     store.file.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")

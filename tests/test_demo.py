@@ -55,7 +55,15 @@ def test_the_totals_at_the_hub_are_those_of_the_log(played: tuple[dict[str, obje
 
 def test_the_demo_shows_what_a_person_wants_to_read(played: tuple[dict[str, object], str]) -> None:
     _, output = played
-    for words in ("requests", "allowed", "denied", "p50 check", "p99 check", "at the hub", "digest"):
+    for words in (
+        "requests",
+        "allowed",
+        "denied",
+        "p50 check",
+        "p99 check",
+        "at the hub",
+        "digest",
+    ):
         assert words in output
     assert output.count("✓") == 5
 
@@ -70,6 +78,8 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
     import lzma
 
     path = tmp_path / "log.xz"
-    path.write_bytes(lzma.compress(b'1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET /" 200\nrubbish\n'))
+    path.write_bytes(
+        lzma.compress(b'1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET /" 200\nrubbish\n')
+    )
     with pytest.raises(ValueError, match="line 2"):
         list(access_log.clients(path))

@@ -28,8 +28,10 @@ def patient(tmp_path: Path) -> Store:
         ("DROP INDEX idx_accounts_plan_id", ("missing_index", "error")),
         ("ALTER TABLE UsageLog ADD COLUMN extra", ("altered_table", "error")),
         (
-            "DROP TRIGGER trg_plans_update; CREATE TRIGGER trg_plans_update"
-            " AFTER UPDATE ON Plans BEGIN SELECT 1; END",
+            (
+                "DROP TRIGGER trg_plans_update; CREATE TRIGGER trg_plans_update"
+                " AFTER UPDATE ON Plans BEGIN SELECT 1; END"
+            ),
             ("altered_trigger", "error"),
         ),
         (

@@ -56,7 +56,9 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_the_edge_loads_none_of_the_admin_side() -> None:
     heavy = ["click", "pydantic", "sqlite_utils", "psycopg", "uuid_utils", "rich", "tuf"]
     program = f"import sys, keystore.edge; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -65,7 +67,9 @@ def test_the_sync_engine_knows_no_driver() -> None:
         "import sys, keystore.sync.engine;"
         "print([m for m in ('psycopg', 'tuf', 'obstore') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -45,7 +45,9 @@ def test_ids_are_never_used_again(store: Store, table: str) -> None:
     assert "INTEGER PRIMARY KEY AUTOINCREMENT" in text
 
 
-def test_the_changelog_has_the_columns_and_no_constraint_that_could_drop_a_row(store: Store) -> None:
+def test_the_changelog_has_the_columns_and_no_constraint_that_could_drop_a_row(
+    store: Store,
+) -> None:
     columns = store.file.conn.execute("PRAGMA table_info(ChangeLog)").fetchall()
     assert [(name, kind) for _, name, kind, *_ in columns] == [
         ("change_id", "INTEGER"),

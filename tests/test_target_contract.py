@@ -1,7 +1,7 @@
 """What every target promises, whichever it is: one suite over memory, PostgreSQL and files."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from keystore.sync.protocols import Origin, Sink, Source, everything
 from keystore.tables import BY_NAME
 from tests.conftest import NewStore
 
-ORIGIN = Origin("01890a5d-ac96-774b-bcce-b302099a8057", "0" * 8 + "-0000-4000-8000-" + "0" * 12, "sk-x-", 1)
+ORIGIN = Origin(
+    "01890a5d-ac96-774b-bcce-b302099a8057", "0" * 8 + "-0000-4000-8000-" + "0" * 12, "sk-x-", 1
+)
 WHEN = "2026-11-20 12:00:00"
 T1, T2 = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"
 
@@ -157,7 +159,9 @@ def test_a_push_of_nothing_new_refreshes_the_time_and_moves_no_rows(
 def test_an_aborted_push_leaves_the_target_as_it_was(target: Pair) -> None:
     with target.sink.push(ORIGIN) as session:
         session.send(plans("free"))
-        session.commit(up_to=1, as_of_at=WHEN, token=T1, counts={"Plans": 1, "Accounts": 0, "APIKeys": 0})
+        session.commit(
+            up_to=1, as_of_at=WHEN, token=T1, counts={"Plans": 1, "Accounts": 0, "APIKeys": 0}
+        )
     with target.sink.push(ORIGIN) as session:
         session.send(plans("stolen", "new"))
     with pytest.raises(ZeroDivisionError), target.sink.push(ORIGIN) as session:
@@ -175,11 +179,15 @@ def test_the_later_of_two_pages_counts(target: Pair) -> None:
         again = Page(BY_NAME["Plans"], [plan(1, "ONE")], [2], repeats=True)
         session.send(again)
         session.send(Page(BY_NAME["Plans"], [plan(2, "TWO")], [3], repeats=True))
-        session.commit(up_to=9, as_of_at=WHEN, token=T1, counts={"Plans": 2, "Accounts": 0, "APIKeys": 0})
+        session.commit(
+            up_to=9, as_of_at=WHEN, token=T1, counts={"Plans": 2, "Accounts": 0, "APIKeys": 0}
+        )
     assert target.rows() == {"Plans": ["ONE", "TWO"]}
 
 
-def test_a_record_that_comes_back_is_no_tombstone(target: Pair, store: Store, tmp_path: Path) -> None:
+def test_a_record_that_comes_back_is_no_tombstone(
+    target: Pair, store: Store, tmp_path: Path
+) -> None:
     replica = tmp_path / "replica.db"
     conn = store.file.conn
     target.push(store)
@@ -187,7 +195,9 @@ def test_a_record_that_comes_back_is_no_tombstone(target: Pair, store: Store, tm
     conn.execute("DELETE FROM Accounts")
     target.push(store)
     target.pull(replica)
-    conn.execute("INSERT INTO Accounts (account_id, email, plan_id) VALUES (1, 'back@example.org', 1)")
+    conn.execute(
+        "INSERT INTO Accounts (account_id, email, plan_id) VALUES (1, 'back@example.org', 1)"
+    )
     target.push(store)
     target.pull(replica)
     with open_store(replica) as file:
@@ -305,6 +315,26 @@ class Crash(BaseException):
     """Stands for the end of the process at this point: nothing catches it on the way."""
 
 
+class CrashingTransactions:
+    """Replaces ``StoreFile._transaction``; the nth one of them crashes."""
+
+    def __init__(self, fatal: int, when: str) -> None:
+        self.fatal, self.when = fatal, when
+        self.seen = 0
+        self.original = StoreFile._transaction
+
+    @contextmanager
+    def __call__(self, file: StoreFile, begin: str) -> Iterator[object]:
+        self.seen += 1
+        is_fatal = self.seen == self.fatal
+        if is_fatal and self.when == "before":
+            raise Crash
+        with self.original(file, begin) as conn:
+            yield conn
+        if is_fatal and self.when == "after":
+            raise Crash
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_at_any_transaction_of_push_and_pull_loses_and_repeats_nothing(
     target: Pair, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -312,38 +342,20 @@ def test_a_crash_at_any_transaction_of_push_and_pull_loses_and_repeats_nothing(
     replica = tmp_path / "replica.db"
     target.push(store)
     target.replicate(replica)
-    original = StoreFile._transaction
-
     for fatal in count(1):
         store.add_plan(f"plan {fatal}")
         store.file.conn.execute("DELETE FROM Plans WHERE name = ?", (f"plan {fatal - 2}",))
-        seen = 0
-
-        @contextmanager
-        def crashing(file: StoreFile, begin: str) -> Iterator[object]:
-            nonlocal seen
-            seen += 1
-            if seen == fatal and when == "before":
-                raise Crash
-            with original(file, begin) as conn:
-                yield conn
-            if seen == fatal and when == "after":
-                raise Crash
-
-        has_crashed = False
-        with monkeypatch.context() as patch:
-            patch.setattr(StoreFile, "_transaction", crashing)
-            try:
-                target.push(store)
-                target.pull(replica)
-            except Crash:
-                has_crashed = True
+        crashing = CrashingTransactions(fatal, when)
+        with monkeypatch.context() as patch, suppress(Crash):
+            patch.setattr(StoreFile, "_transaction", lambda *args, c=crashing: c(*args))
+            target.push(store)
+            target.pull(replica)
         with open_store(replica) as file:
             assert examine(file) == []
         target.push(store)
         target.pull(replica)
         with open_store(replica) as file:
             assert digest.digest_store(file) == digest.digest_store(store.file)
-        if not has_crashed:
+        if crashing.seen < fatal:
             assert fatal > 5
             return

@@ -15,7 +15,12 @@ from keystore.tokens import Shape
 KEY = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 VECTORS = [
     (UUID(int=0), 0, tokens.DEFAULT_PREFIX, "0" * 50 + "hdmUS"),
-    (KEY, 2**160 - 1, tokens.DEFAULT_PREFIX, "02tcRIyrxLXTR81B3dqdOxaWgEPTl1tmebfsQzFP4bxwgy80V3ocg3b"),
+    (
+        KEY,
+        2**160 - 1,
+        tokens.DEFAULT_PREFIX,
+        "02tcRIyrxLXTR81B3dqdOxaWgEPTl1tmebfsQzFP4bxwgy80V3ocg3b",
+    ),
     (
         UUID("ffffffff-ffff-ffff-ffff-ffffffffffff"),
         0x0123456789ABCDEF0123456789ABCDEF01234567,
@@ -48,7 +53,10 @@ def test_a_token_carries_its_key_and_has_the_documented_pattern(key: UUID, secre
     assert tokens.key_uuid(token) == key
 
 
-@given(st.integers(12, 66), st.sampled_from("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"))
+@given(
+    st.integers(12, 66),
+    st.sampled_from("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"),
+)
 def test_one_wrong_character_is_noticed(position: int, char: str) -> None:
     token = tokens.build(KEY, 12345)
     if token[position] != char:

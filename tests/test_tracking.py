@@ -189,14 +189,14 @@ def test_a_replica_refuses_writes_of_any_client(store: Store, tmp_path: Path) ->
     ):
         with pytest.raises(db.Error, match="write at its origin"):
             bare(path, write)
-    bare(path, "INSERT INTO UsageLog (principal_type, principal_id, amount) VALUES ('session', 1, 1)")
+    bare(
+        path, "INSERT INTO UsageLog (principal_type, principal_id, amount) VALUES ('session', 1, 1)"
+    )
 
 
 statements = st.lists(
     st.one_of(
-        st.builds(
-            "INSERT OR REPLACE INTO Plans (name) VALUES ('p{}');".format, st.integers(0, 5)
-        ),
+        st.builds("INSERT OR REPLACE INTO Plans (name) VALUES ('p{}');".format, st.integers(0, 5)),
         st.builds(
             "INSERT OR {} INTO Accounts (email, plan_id) VALUES ('{}@x', {});".format,
             st.sampled_from(["REPLACE", "IGNORE"]),

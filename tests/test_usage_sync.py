@@ -1,6 +1,6 @@
 """Usage goes up exactly once: through kills, lost acknowledgements, retries and copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -26,20 +26,21 @@ def record(file: StoreFile, *amounts: int) -> None:
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def hub(request: pytest.FixtureRequest) -> tuple[MemoryHub | PostgresHub, Total]:
+def hub(request: pytest.FixtureRequest) -> Iterator[tuple[MemoryHub | PostgresHub, Total]]:
     if request.param == "memory":
         memory = MemoryHub()
-        return memory, lambda: sum(usage.amount for _, usage in memory.usage.values())
+        yield memory, lambda: sum(usage.amount for _, usage in memory.usage.values())
+        return
     url = request.getfixturevalue("hub_url")
     opened = PostgresHub(url)
-    request.addfinalizer(opened.close)
 
     def total() -> int:
         with psycopg.connect(url) as conn:
             row = conn.execute("SELECT coalesce(sum(amount), 0)::BIGINT FROM keystore.usage_log")
             return int((row.fetchone() or (0,))[0])
 
-    return opened, total
+    yield opened, total
+    opened.close()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ FRESH, OLD = Freshness(1, None, 0.0), Freshness(1, "2026-01-01 00:00:00", 61.0)
 
 def changed(**values: object) -> Entry:
     fields = {name: getattr(ENTRY, name) for name in ENTRY.__dataclass_fields__}
-    return Entry(**(fields | values))  # type: ignore[arg-type]
+    return Entry(**(fields | values))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def sqlite_shell(path: Path, script: str) -> None:
         ("DELETE FROM APIKeys", Reason.UNKNOWN),
         ("PRAGMA foreign_keys = ON; DELETE FROM Accounts", Reason.UNKNOWN),
         (
-            "UPDATE APIKeys SET api_key_hash = substr(api_key_hash, 2) || substr(api_key_hash, 1, 1)",
+            "UPDATE APIKeys SET api_key_hash = substr(api_key_hash || api_key_hash, 2, 64)",
             Reason.UNKNOWN,
         ),
     ],
@@ -174,7 +174,10 @@ def test_usage_is_flushed_when_it_has_waited_long_enough(
 
 def test_a_locked_store_does_not_stop_checks_and_loses_no_usage(store: Store) -> None:
     token = store.issue_key("ada@example.org").token
-    with Validator(store.file.path, max_pending=2) as validator, open_store(store.file.path) as other:
+    with (
+        Validator(store.file.path, max_pending=2) as validator,
+        open_store(store.file.path) as other,
+    ):
         with other.write():
             assert all(validator.check(token).allowed for _ in range(10))
             assert validator.pending == 10
@@ -184,7 +187,10 @@ def test_a_locked_store_does_not_stop_checks_and_loses_no_usage(store: Store) ->
 
 def test_unbuffered_usage_that_cannot_be_written_is_not_answered_with_yes(store: Store) -> None:
     token = store.issue_key("ada@example.org").token
-    with Validator(store.file.path, max_pending=1) as validator, open_store(store.file.path) as other:
+    with (
+        Validator(store.file.path, max_pending=1) as validator,
+        open_store(store.file.path) as other,
+    ):
         with other.write():
             assert validator.check(token).reason is Reason.UNAVAILABLE
         assert validator.check(token).allowed
@@ -238,7 +244,9 @@ def replica(store: Store, tmp_path: Path) -> tuple[Path, str]:
 
 def age_by(path: Path, seconds: int) -> None:
     with open_store(path) as file:
-        file.conn.execute("UPDATE StoreInfo SET as_of_at = datetime('now', ?)", (f"-{seconds} seconds",))
+        file.conn.execute(
+            "UPDATE StoreInfo SET as_of_at = datetime('now', ?)", (f"-{seconds} seconds",)
+        )
 
 
 def test_a_decision_says_how_fresh_it_is(replica: tuple[Path, str]) -> None:

@@ -42,7 +42,10 @@ def test_the_wheel_holds_the_sql_and_none_of_the_tests(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"keystore/sql/schema.sql", "keystore/sql/triggers.sql", "keystore/py.typed"} <= names
-    assert {name.split("/")[0] for name in names} == {"keystore", wheel.name.split("-py3")[0] + ".dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "keystore",
+        wheel.name.split("-py3")[0] + ".dist-info",
+    }
 
 
 def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:

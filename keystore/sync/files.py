@@ -206,7 +206,7 @@ class _FilePush:
         conn.execute("VACUUM")
         conn.close()
         data = self._path.read_bytes()
-        return zstd.compress(data), counts, len(data)
+        return pack(data), counts, len(data)
 
 
 class FileSource:
@@ -293,6 +293,11 @@ def _announcement(target: TargetFile) -> Announcement:
             hint="Update keystore on this machine.",
         )
     return said
+
+
+def pack(data: bytes) -> bytes:
+    """Compress a snapshot as it is published."""
+    return zstd.compress(data)
 
 
 def _unpack(packed: Path, path: Path, length: int) -> None:
