@@ -4,6 +4,7 @@ import time
 from datetime import UTC, datetime
 
 _FORMAT = "%Y-%m-%d %H:%M:%S"
+_LENGTH = len("YYYY-MM-DD HH:MM:SS")
 
 
 def utc_text(timestamp: float | None = None) -> str:
@@ -13,7 +14,10 @@ def utc_text(timestamp: float | None = None) -> str:
 
 def parse_utc(text: str) -> datetime:
     """Read a time that the store wrote; raises ``ValueError`` on any other form."""
-    return datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+    if len(text) != _LENGTH or text[7] != "-" or text[10] != " ":
+        msg = f"{text!r} is not a time of the form YYYY-MM-DD HH:MM:SS"
+        raise ValueError(msg)
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)  # strptime takes ten times as long
 
 
 def seconds(text: str) -> float:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from keystore import sql
 from keystore.errors import (
+    ConstraintError,
     DamagedStoreError,
     KeystoreError,
     NotAKeystoreError,
@@ -35,7 +36,7 @@ else:
         sqlite3 = _stdlib_sqlite3
 
 Error = sqlite3.Error
-"""The driver's root exception, for code that must answer whatever happens."""
+"""The driver's root exception, for those who use a bare connection."""
 
 APPLICATION_ID = 0x4B537472
 """``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
@@ -141,16 +142,11 @@ class StoreFile:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn SQLite's own failures into keystore errors; constraint errors pass unchanged."""
+        """Turn SQLite's own failures into keystore errors."""
         try:
             yield
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.DatabaseError as error:
-            translated = _translate(error, self.path)
-            if translated is None:
-                raise
-            raise translated from error
+        except sqlite3.Error as error:
+            raise _translate(error, self.path) from error
 
 
 def open_store(path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> StoreFile:
@@ -190,8 +186,8 @@ def connect(
             isolation_level=None,
             check_same_thread=False,
         )
-    except sqlite3.DatabaseError as error:
-        raise _translate(error, path) or error from error
+    except sqlite3.Error as error:
+        raise _translate(error, path) from error
 
 
 def apply_pragmas(conn: "sqlite3.Connection") -> None:
@@ -252,26 +248,36 @@ def remove_files(path: Path) -> None:
             Path(f"{path}{suffix}").unlink()
 
 
-def _translate(error: Exception, path: Path) -> KeystoreError | None:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return StoreBusyError(
-            f"{path}: another process holds the write lock.",
-            hint="Try again; `keystore doctor` shows the state of the file.",
-        )
-    if code == sqlite3.SQLITE_NOTADB:
-        return NotAKeystoreError(f"{path}: not a SQLite file.", hint="Check the path (--db).")
-    if code == sqlite3.SQLITE_CANTOPEN:
-        return NotAKeystoreError(
-            f"{path}: cannot be opened as a database file.",
-            hint="Check the path (--db) and the permissions of the file and its folder.",
-        )
-    if code == sqlite3.SQLITE_READONLY:
-        return KeystoreError(
-            f"{path}: the file or its folder is read-only.", hint="Check their permissions."
-        )
-    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}:
-        return DamagedStoreError(
-            f"{path}: {error}.", hint="Check the disk, then run `keystore doctor`."
-        )
-    return None
+def _translate(error: Exception, path: Path) -> KeystoreError:
+    kind, message, hint = _TRANSLATIONS.get(
+        getattr(error, "sqlite_errorcode", 0) & 0xFF,  # the primary code, without its extension
+        (KeystoreError, "{error}.", "`keystore doctor` looks for the cause."),
+    )
+    return kind(f"{path}: {message.format(error=error)}", hint=hint)
+
+
+_BUSY = (
+    StoreBusyError,
+    "another process holds the write lock.",
+    "Try again when it is done; nothing was written.",
+)
+_DAMAGED = (DamagedStoreError, "{error}.", "Check the disk, then run `keystore doctor`.")
+_TRANSLATIONS: dict[int, tuple[type[KeystoreError], str, str]] = {
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_IOERR: _DAMAGED,
+    sqlite3.SQLITE_FULL: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: (NotAKeystoreError, "not a SQLite file.", "Check the path (--db)."),
+    sqlite3.SQLITE_CANTOPEN: (
+        NotAKeystoreError,
+        "cannot be opened as a database file.",
+        "Check the path (--db) and the permissions of the file and its folder.",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        KeystoreError,
+        "the file or its folder is read-only.",
+        "Check their permissions.",
+    ),
+    sqlite3.SQLITE_CONSTRAINT: (ConstraintError, "{error}.", "Nothing was written."),
+}

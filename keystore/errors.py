@@ -64,6 +64,12 @@ class DamagedStoreError(KeystoreError):
     code = "damaged_store"
 
 
+class ConstraintError(KeystoreError):
+    """A row would break a rule of the schema (UNIQUE, CHECK, a trigger); nothing was written."""
+
+    code = "constraint"
+
+
 # -- rows --------------------------------------------------------------------------------------
 
 

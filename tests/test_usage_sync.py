@@ -8,7 +8,7 @@ import pytest
 
 from keystore import Store, Validator
 from keystore.db import StoreFile, open_store
-from keystore.errors import ForkedStoreError, TargetUnavailableError
+from keystore.errors import ForkedStoreError, TargetNotReadyError, TargetUnavailableError
 from keystore.sync import engine, targets
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
@@ -144,3 +144,21 @@ def test_usage_of_a_deleted_key_goes_up_and_stays(store: Store, hub_url: str) ->
     with psycopg.connect(hub_url) as conn:
         found = conn.execute("SELECT account_id, amount FROM keystore.usage_log").fetchall()
     assert found == [(1, 1)]
+
+
+def test_one_target_that_is_down_does_not_keep_the_others_from_their_turn(
+    store: Store, hub_url: str, tmp_path: Path
+) -> None:
+    from keystore.sync import repository
+    from keystore.sync.folder import Folder
+
+    files, keys = tmp_path / "files", tmp_path / "keys"
+    repository.create(Folder(files), keys)
+    targets.sync(store.file, str(files), keys=keys)
+    targets.sync(store.file, hub_url)
+    store.add_plan("new")
+    files.rename(tmp_path / "gone")
+    done: list[Report] = []
+    with pytest.raises(TargetNotReadyError):
+        targets.sync(store.file, keys=keys, on_report=done.append)
+    assert [(report.target, report.pushed) for report in done] == [(hub_url, 1)]

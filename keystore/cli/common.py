@@ -1,5 +1,6 @@
 """What the commands share: the options, the output, and the one place that catches errors."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,12 @@ class KeystoreGroup(click.Group):
                 click.echo(json.dumps({"error": said}), err=True)
             else:
                 click.echo(f"keystore: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader of our output has gone; click ends quietly
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"keystore: {where}{error.strerror or error}.", err=True)
             ctx.exit(1)
 
 

@@ -56,15 +56,20 @@ def sync(
       keystore sync postgresql://hub.example.org/keystore
       keystore sync --db edge.db
     """
-    with open_store(db_path) as file:
-        reports = targets.sync(
-            file,
-            target,
-            usage_to=usage_to,
-            keys=keys_path or _default_keys(db_path),
-            root=_read(root_path),
-        )
-    show(reports, "\n".join(map(_sentence, reports)))
+    reports: list[Report] = []
+    try:
+        with open_store(db_path) as file:
+            targets.sync(
+                file,
+                target,
+                usage_to=usage_to,
+                keys=keys_path or _default_keys(db_path),
+                root=_read(root_path),
+                on_report=reports.append,
+            )
+    finally:  # what was done is said, even if another target failed
+        if reports:
+            show(reports, "\n".join(map(_sentence, reports)))
 
 
 @click.command()

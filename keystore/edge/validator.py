@@ -89,10 +89,11 @@ class Validator:
             raise ValueError(msg)
         with self._lock:
             try:
-                decision = self._decide(token)
+                with self._file.errors():
+                    decision = self._decide(token)
                 if decision.allowed and cost:
                     self._count(decision, cost)
-            except (KeystoreError, db.Error):
+            except KeystoreError:
                 self._data_version = None
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
         return decision
@@ -191,7 +192,7 @@ class Validator:
         if self._usage.is_due:
             # A store that is locked by a long writer or full must not stop the checks; the usage
             # stays counted, and the next check tries again.
-            with suppress(KeystoreError, db.Error):
+            with suppress(KeystoreError):
                 self._usage.flush()
 
 

@@ -28,7 +28,7 @@ from keystore.errors import (
     TargetUnavailableError,
 )
 from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState, Usage
-from keystore.tables import TRACKED, Column, Kind, Table, WireRow, WireValue
+from keystore.tables import TRACKED, Kind, Table, WireRow, WireValue
 
 HUB_SCHEMA_VERSION = 1
 CONNECT_TIMEOUT_SECONDS = 10
@@ -52,7 +52,7 @@ class PostgresHub:
 
     @property
     def target_id(self) -> str:
-        """The hub's own UUID.
+        """The hub's own UUID, asked for once.
 
         Raises:
             TargetNotReadyError: no ``keystore hub init`` was run in this database.
@@ -66,13 +66,14 @@ class PostgresHub:
                         "this database is not a keystore hub yet.",
                         hint="Run `keystore hub init` with the same URL.",
                     )
-                self._target_id, version = self._row("hub_info")
+                hub_id, version = self._row("hub_info")
             if version != HUB_SCHEMA_VERSION:
                 raise SchemaVersionError(
                     f"the hub's schema version is {version}, this program's {HUB_SCHEMA_VERSION}.",
                     hint="Update the older of the two.",
                 )
-        return str(self._target_id)
+            self._target_id = hub_id
+        return self._target_id
 
     @property
     def sink(self) -> "PostgresHub":
@@ -245,7 +246,7 @@ class _HubPush:
             self._conn.execute(_Q["forget_incoming_deleted"], where)
         if page.rows:
             types = [column.kind.value for column in table.columns]
-            values = (_from_wire(table.columns, row) for row in page.rows)
+            values = _from_wire(table, page.rows)
             _copy(self._conn, _fill("copy_incoming", table), types, values)
         if page.deleted:
             gone = ((name, record_id) for record_id in page.deleted)
@@ -297,11 +298,13 @@ def _copy(
             copy.write_row(row)
 
 
-def _from_wire(columns: Sequence[Column], row: WireRow) -> list[object]:
-    return [
-        value if value is None else _READ[column.kind](value)
-        for column, value in zip(columns, row, strict=True)
-    ]
+def _from_wire(table: Table, rows: Iterable[WireRow]) -> Iterator[list[object]]:
+    readers = [_READ[column.kind] for column in table.columns]
+    for row in rows:
+        yield [
+            value if value is None else read(value)
+            for read, value in zip(readers, row, strict=True)
+        ]
 
 
 def _moment(value: WireValue) -> datetime:

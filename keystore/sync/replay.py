@@ -11,7 +11,7 @@ A validator denies a key without an account.
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
-from keystore.errors import IncompleteStateError, StaleTargetError
+from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetError
 from keystore.sync.protocols import Pull
 from keystore.tables import TRACKED, Table
 
@@ -23,7 +23,8 @@ def replay(file: StoreFile, pull: Pull, target_id: str) -> int:
 
     Raises:
         StaleTargetError: the cut is older than what the replica has.
-        IncompleteStateError: the pages do not add up to the announced counts.
+        IncompleteStateError: the pages do not add up to the announced counts, or contradict
+            each other or the schema.
     """
     conn = file.conn
     _refuse_older(file, pull)
@@ -54,6 +55,11 @@ def replay(file: StoreFile, pull: Pull, target_id: str) -> int:
             for table in TRACKED:
                 conn.execute(_fill("clear_incoming", table))
             conn.execute(_Q["clear_incoming_deleted"])
+        except ConstraintError as error:
+            raise IncompleteStateError(
+                f"the target's rows do not fit together: {error.message}",
+                hint="Nothing was changed here; run `keystore doctor` at the origin.",
+            ) from error
         finally:
             conn.execute("PRAGMA foreign_keys = ON")
     return written

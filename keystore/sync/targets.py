@@ -4,7 +4,7 @@
 ``https://…`` a repository to read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
-from keystore.errors import InvalidInputError, UnsupportedTargetError, WrongRoleError
+from keystore.errors import (
+    InvalidInputError,
+    KeystoreError,
+    UnsupportedTargetError,
+    WrongRoleError,
+)
 from keystore.sync import engine
 from keystore.sync.engine import Report
 from keystore.sync.protocols import Target
@@ -108,15 +113,17 @@ def sync(
     usage_to: str | None = None,
     keys: Path | None = None,
     root: bytes | None = None,
+    on_report: Callable[[Report], None] = lambda _: None,
 ) -> list[Report]:
     """Sync a store by its role: an origin pushes, a replica pulls, both hand their usage up.
 
     Without ``target`` and ``usage_to``, do it with every target that the store knows. One report
-    per target.
+    per target; ``on_report`` gets each as it is done. One target that fails does not keep the
+    others from their turn.
 
     Raises:
         InvalidInputError: no target is given and none is known.
-        KeystoreError: what went wrong; targets before it in the list are done.
+        KeystoreError: the first that went wrong, after all had their turn.
     """
     wanted = [(t, only) for t, only in ((target, False), (usage_to, True)) if t is not None]
     if not wanted:
@@ -126,10 +133,18 @@ def sync(
         raise InvalidInputError(
             f"{file.path} knows no target yet.", hint="Name one: `keystore sync TARGET`."
         )
-    return [
-        _sync_one(file, url, usage_only=usage_only, keys=keys, root=root)
-        for url, usage_only in wanted
-    ]
+    reports, failures = [], []
+    for url, usage_only in wanted:
+        try:
+            report = _sync_one(file, url, usage_only=usage_only, keys=keys, root=root)
+        except KeystoreError as error:
+            failures.append(error)
+        else:
+            reports.append(report)
+            on_report(report)
+    if failures:
+        raise failures[0]
+    return reports
 
 
 def replicate(

@@ -1,0 +1,138 @@
+"""Measures two callables in turns, and reports how many times as long the first one takes.
+
+The turns (A B A B …) are what makes a ratio trustworthy: a machine that slows down, slows both
+down. Each round gives one ratio; the median counts, the quartiles show how far to believe it.
+"""
+
+import argparse
+import gc
+import json
+import signal
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison. ``ratio`` is the median over the rounds of *our time / their time*.
+
+    ``low`` and ``high`` are the quartiles. The goal is met by a ratio that is not above it; without
+    a goal both ``goal`` and ``met`` are ``None``, and the row is there to be looked at.
+    """
+
+    what: str
+    against: str
+    ratio: float
+    low: float
+    high: float
+    goal: float | None
+    met: bool | None
+
+
+def _nothing() -> None:
+    """Need no preparation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Something to time; ``prepare`` is called before each ``run``, off the clock."""
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] = _nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Effort:
+    """Rounds to go on for: until ``seconds`` are over, within the two bounds."""
+
+    least: int
+    most: int
+    seconds: float
+
+
+_QUICK = _Effort(least=3, most=15, seconds=0.4)
+_FULL = _Effort(least=7, most=51, seconds=15.0)
+
+
+def compare(
+    what: str, against: str, ours: Side, theirs: Side, *, goal: float | None, quick: bool
+) -> Row:
+    """Time both sides in turns; ``goal`` is the ratio not to exceed.
+
+    The first round warms up caches and is not counted. What was allocated before is kept from the
+    garbage collector, so that each side pays for the collection of its own garbage only.
+    """
+    effort = _QUICK if quick else _FULL
+    gc.collect()
+    gc.freeze()
+    try:
+        _ratio(ours, theirs)
+        ratios: list[float] = []
+        start = perf_counter()
+        while len(ratios) < effort.least or (
+            len(ratios) < effort.most and perf_counter() - start < effort.seconds
+        ):
+            ratios.append(_ratio(ours, theirs))
+    finally:
+        gc.unfreeze()
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Row(
+        what=what,
+        against=against,
+        ratio=round(median, 4),
+        low=round(low, 4),
+        high=round(high, 4),
+        goal=None if goal is None else round(goal, 4),
+        met=None if goal is None else median <= goal,
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay the rows out in aligned columns."""
+    head = ("our time for", "/ their time for", "ratio", "low", "high", "goal", "met")
+    lines = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def main(measure: Callable[[bool], list[Row]]) -> None:
+    """Run ``measure(quick)`` as a command: print its rows, write them if asked to.
+
+    A goal that is missed is reported and fails nothing: a time is no assertion.
+    """
+    parser = argparse.ArgumentParser(description="Measure ratios: our time / their time.")
+    parser.add_argument("--quick", action="store_true", help="less data, end within 30 seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as JSON")
+    options = parser.parse_args()
+    # A terminated run unwinds as an interrupted one does: folders and servers are cleaned up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    rows = measure(options.quick)
+    print(table(rows))
+    if options.json is not None:
+        text = json.dumps([asdict(row) for row in rows], indent=2)
+        options.json.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _ratio(ours: Side, theirs: Side) -> float:
+    return _seconds(ours) / _seconds(theirs)
+
+
+def _seconds(side: Side) -> float:
+    side.prepare()
+    start = perf_counter()
+    side.run()
+    return perf_counter() - start
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    numbers = ("-" if n is None else f"{n:.3f}" for n in (row.ratio, row.low, row.high, row.goal))
+    return (row.what, row.against, *numbers, {True: "yes", False: "NO", None: "-"}[row.met])

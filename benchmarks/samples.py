@@ -1,0 +1,48 @@
+"""Stores to measure on, filled straight through SQL: issuing keys one by one would take minutes."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import uuid_utils.compat
+
+from keystore import db, migrate
+
+KEYS_PER_ACCOUNT = 100
+INSERT_KEY = "INSERT INTO APIKeys (api_key, account_id, api_key_hash, label) VALUES (?, ?, ?, ?)"
+
+KeyRow = tuple[str, int, str, str]
+"""The parameters of ``INSERT_KEY``."""
+
+
+def random_hashes(count: int) -> list[str]:
+    """Make up what SHA-256 would give, for stores whose tokens nobody sends."""
+    return [secrets.token_hex(32) for _ in range(count)]
+
+
+def key_rows(hashes: Sequence[str]) -> Iterator[KeyRow]:
+    """Yield a key for each hash, dealt out to accounts 1, 2, … in turn."""
+    accounts = _accounts_for(len(hashes))
+    for number, key_hash in enumerate(hashes):
+        uuid = uuid_utils.compat.uuid7()
+        yield str(uuid), number % accounts + 1, key_hash, f"key {number}"
+
+
+def fill(file: db.StoreFile, hashes: Sequence[str]) -> None:
+    """Put one plan with a staleness bound, accounts and one key for each hash into a new store."""
+    accounts = ((f"account{n}@example.org",) for n in range(_accounts_for(len(hashes))))
+    with file.write() as conn:
+        conn.execute("INSERT INTO Plans (name, max_staleness_seconds) VALUES ('bench', 86400)")
+        conn.executemany("INSERT INTO Accounts (email, plan_id) VALUES (?, 1)", accounts)
+        conn.executemany(INSERT_KEY, key_rows(hashes))
+
+
+def origin(path: Path, hashes: Sequence[str]) -> db.StoreFile:
+    """Make an origin store with one key for each hash."""
+    file = migrate.create_origin(path)
+    fill(file, hashes)
+    return file
+
+
+def _accounts_for(keys: int) -> int:
+    return max(1, keys // KEYS_PER_ACCOUNT)
