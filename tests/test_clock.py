@@ -31,5 +31,5 @@ def test_text_order_is_time_order(one: datetime, two: datetime) -> None:
      "2026-13-01 00:00:00", "20261120 1200000000", "yesterday, at sunset"],
 )  # fmt: skip
 def test_any_other_spelling_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a time of the form|must be in|month must"):
+    with pytest.raises(ValueError, match=r"not a time of the form|month must be"):
         parse_utc(text)
