@@ -160,7 +160,8 @@ def open_store(path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) 
     path = Path(path)
     if not path.exists():
         raise StoreNotFoundError(
-            f"{path}: no such file.", hint=f"Make a store with `keystore init {path}`."
+            f"{path}: no such file.",
+            hint="`keystore init` makes an origin, `keystore replicate` a replica.",
         )
     file = StoreFile(path, connect(path, busy_timeout=busy_timeout))
     try:
@@ -261,7 +262,11 @@ _BUSY = (
     "another process holds the write lock.",
     "Try again when it is done; nothing was written.",
 )
-_DAMAGED = (DamagedStoreError, "{error}.", "Check the disk, then run `keystore doctor`.")
+_DAMAGED = (
+    DamagedStoreError,
+    "{error}.",
+    "Check the disk; restore a backup, or make a replica anew with `keystore replicate`.",
+)
 _TRANSLATIONS: dict[int, tuple[type[KeystoreError], str, str]] = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,

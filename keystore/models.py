@@ -4,6 +4,7 @@ The models check form only (an e-mail looks like one, a name is not blank). Whet
 is the store's to say.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
@@ -28,13 +29,20 @@ def _no_nul(text: str) -> str:
     return text
 
 
-def _to_utc_text(moment: datetime) -> str:
+def _looks_like_an_address(text: str) -> str:
+    if re.fullmatch(r"[^@\s]+@[^@\s]+", text) is None:
+        msg = "must be an e-mail address, like ada@example.org"
+        raise ValueError(msg)
+    return text
+
+
+def _to_utc(moment: datetime) -> datetime:
     # A time without a zone is read as UTC: what the store shows can be typed back in.
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if not 1000 <= moment.year < 3000:
         msg = "must be in the years 1000 to 2999"
         raise ValueError(msg)
-    return utc_text(moment.timestamp())
+    return moment
 
 
 Text = Annotated[
@@ -44,10 +52,11 @@ Text = Annotated[
 ]
 Email = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$"),
+    StringConstraints(strip_whitespace=True, max_length=254),
+    AfterValidator(_looks_like_an_address),
     AfterValidator(_no_nul),
 ]
-Moment = Annotated[datetime, AfterValidator(_to_utc_text)]
+Moment = Annotated[datetime, AfterValidator(_to_utc)]
 
 
 class _Input(BaseModel):
@@ -70,7 +79,7 @@ class AccountInput(_Input):
 
 
 class KeyInput(_Input):
-    """A key to issue; ``expires_at`` is stored as UTC text, a time without zone is UTC."""
+    """A key to issue; ``expires_at`` without a zone is UTC."""
 
     account: Email
     label: Text | None = None
@@ -115,6 +124,14 @@ class APIKey(BaseModel):
     created_at: str
     updated_at: str
 
+    @property
+    def state(self) -> str:
+        """``active``, ``revoked`` or ``expired``, at this moment."""
+        if not self.is_active:
+            return "revoked"
+        is_over = self.expires_at is not None and self.expires_at <= utc_text()
+        return "expired" if is_over else "active"
+
 
 class IssuedKey(BaseModel):
     """A fresh key with its token, which exists here and nowhere else."""
@@ -137,7 +154,8 @@ def validated(model: type[_Model], what: str, **values: object) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
+        why = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise InvalidInputError(
-            f"{what}: {where} {first['input']!r}: {first['msg']}.",
+            f"{what}: {where} {first['input']!r}: {why}.",
             hint="Nothing was written; correct it and try again.",
         ) from None

@@ -14,8 +14,13 @@ from uuid import UUID
 import uuid_utils.compat
 from sqlite_utils import Database
 
-from keystore import changelog, db, migrate, models, sql, tokens
-from keystore.errors import AlreadyExistsError, NotFoundError, WrongRoleError
+from keystore import changelog, clock, db, migrate, models, sql, tokens
+from keystore.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    WrongRoleError,
+)
 from keystore.tables import TRACKED
 
 _Q = sql.named("store")
@@ -185,6 +190,12 @@ class Store:
                     f"there is no account {wanted.account!r}.",
                     hint="Add it with `keystore account add`.",
                 )
+            expiry = wanted.expires_at and clock.utc_text(wanted.expires_at.timestamp())
+            if expiry and expiry <= clock.utc_text():
+                raise InvalidInputError(
+                    f"the key would have expired already, at {expiry} UTC.",
+                    hint="Nothing was written; name a time to come.",
+                )
             # Version 7: in the order of time, so that the UNIQUE index grows at its end.
             api_key = uuid_utils.compat.uuid7()
             token = tokens.new_token(api_key, self.info.token_prefix)
@@ -194,7 +205,7 @@ class Store:
                     "account_id": account_id,
                     "api_key_hash": tokens.hash_token(token),
                     "label": wanted.label,
-                    "expires_at": wanted.expires_at,
+                    "expires_at": expiry,
                 }
             )
             return models.IssuedKey(key=self._key(str(api_key)), token=token)

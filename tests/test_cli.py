@@ -54,7 +54,7 @@ def test_the_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert run("account", "add", "ada@example.org", "--plan", "free").exit_code == 0
     issued = json.loads(run("key", "issue", "ada@example.org", "--expires", "90d", "--json").stdout)
     token = issued["token"]
-    assert run("check", token).exit_code == 0
+    assert run("check", token, "--cost", "2").exit_code == 0
     assert run("check", "-", stdin=token + "\n").stdout.startswith("allowed: ada@example.org")
     revoked = run("key", "revoke", "-", stdin=token)
     assert revoked.output == f"Revoked key {issued['key']['api_key']} of ada@example.org.\n"
@@ -66,17 +66,60 @@ def test_the_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "APIKeys",
         "APIKeys",
     ]
-    assert "2 units in 2 rows" in run("status").stdout
-    assert run("doctor").stdout == "Nothing is wrong.\n"
+    assert "2 units recorded" in run("status").stdout
+    assert run("doctor").stdout == "keystore.db: nothing is wrong.\n"
     for kind in ("plan", "account", "key"):
         assert len(json.loads(run(kind, "list", "--json").stdout)) == 1
         assert len(run(kind, "list").stdout.splitlines()) == 2
 
 
-def test_a_check_with_cost_0_only_asks(db: Path, store: Store) -> None:
+def test_a_check_by_hand_only_asks_unless_it_is_told_a_cost(db: Path, store: Store) -> None:
     token = store.issue_key("ada@example.org").token
-    assert run("check", token, "--cost", "0").exit_code == 0
+    assert run("check", token).exit_code == 0
     assert store.status().usage_total == 0
+    assert run("check", token, "--cost", "3").exit_code == 0
+    assert store.status().usage_total == 3
+
+
+def test_not_now_is_told_apart_from_no(db: Path, store: Store, tmp_path: Path) -> None:
+    token = store.issue_key("ada@example.org").token
+    run("plan", "add", "strict", "--max-staleness", "1d", "--when-stale", "deny")
+    assert [plan.max_staleness_seconds for plan in store.plans()] == [None, 86_400]
+    store.file.conn.execute("UPDATE Plans SET max_staleness_seconds = 60")
+    run("repo", "create", str(tmp_path / "files"))
+    run("sync", str(tmp_path / "files"))
+    root = tmp_path / "files" / "metadata" / "1.root.json"
+    replica = tmp_path / "replica.db"
+    run("replicate", str(tmp_path / "files"), str(replica), "--root", str(root))
+    with Store.open(replica) as opened:
+        opened.file.conn.execute("UPDATE StoreInfo SET as_of_at = datetime('now', '-1 hour')")
+    result = run("check", token, "--db", str(replica))
+    assert result.exit_code == 1
+    assert result.stdout.startswith("not now: this replica's data are older")
+
+
+def test_keys_are_listed_with_their_state(db: Path, store: Store) -> None:
+    active, revoked, expired = (store.issue_key("ada@example.org").key for _ in range(3))
+    store.revoke_key(revoked.api_key)
+    store.file.conn.execute(
+        "UPDATE APIKeys SET expires_at = '2020-01-01 00:00:00' WHERE api_key = ?",
+        (expired.api_key,),
+    )
+    lines = run("key", "list").stdout.splitlines()[1:]
+    assert [line.split()[:3:2] for line in lines] == [
+        [active.api_key, "active"],
+        [revoked.api_key, "revoked"],
+        [expired.api_key, "expired"],
+    ]
+
+
+def test_the_column_that_names_a_row_is_never_cut_at_a_terminal(
+    db: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = store.issue_key("ada@example.org", label="a label that is rather long " * 3).key
+    monkeypatch.setattr("keystore.cli.common._is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert key.api_key in run("key", "list").stdout
 
 
 def bad_input(tmp_path: Path) -> list[tuple[str, list[str], str]]:
@@ -176,7 +219,7 @@ def test_sync_replicate_and_hub_init_speak_json(db: Path, store: Store, database
     report = json.loads(run("replicate", database_url, str(replica), "--json").stdout)
     assert report["pulled"] == 2
     assert "never" not in run("status", "--db", str(replica)).stdout
-    assert "all changes acknowledged" in run("status").stdout
+    assert "all changes there" in run("status").stdout
 
 
 def test_a_hub_that_went_away_is_told_and_nothing_is_lost(db: Path, store: Store) -> None:
@@ -189,7 +232,7 @@ def test_a_hub_that_went_away_is_told_and_nothing_is_lost(db: Path, store: Store
         assert result.exit_code == 1
         assert result.stderr.startswith("keystore: the hub cannot be reached")
         server.start()
-        assert "pushed 1 records" in run("sync").stdout
+        assert "pushed 1 record," in run("sync").stdout
 
 
 def test_python_m_keystore_is_the_command() -> None:

@@ -72,6 +72,7 @@ def test_revoking_twice_changes_nothing_the_second_time(store: Store) -> None:
         (lambda s: s.issue_key("nobody@example.org"), NotFoundError),
         (lambda s: s.issue_key("ada@example.org", expires_at="soon"), InvalidInputError),
         (lambda s: s.issue_key("ada@example.org", expires_at="0001-01-01"), InvalidInputError),
+        (lambda s: s.issue_key("ada@example.org", expires_at="2020-01-01"), InvalidInputError),
         (lambda s: s.issue_key("ada@example.org", label="x" * 201), InvalidInputError),
         (lambda s: s.revoke_key("unknown"), NotFoundError),
         (lambda s: s.keys(account="nobody@example.org"), NotFoundError),

@@ -57,6 +57,10 @@ WRITES = {
     "insert": "INSERT INTO Plans (name) VALUES ('new');",
     "update": "UPDATE Accounts SET is_active = 0 WHERE account_id = 2;",
     "delete": "DELETE FROM APIKeys WHERE api_key_id = 2;",
+    "delete a plan": "DELETE FROM Plans WHERE plan_id = 3;",
+    "update or replace an address": (
+        "UPDATE OR REPLACE Accounts SET email = 'B@x' WHERE account_id = 1;"
+    ),
     "replace by name": "INSERT OR REPLACE INTO Plans (name) VALUES ('pro');",
     "replace by id": "REPLACE INTO Plans (plan_id, name) VALUES (2, 'other');",
     "replace by uuid and by hash, two victims": (

@@ -302,6 +302,39 @@ def test_a_damaged_file_says_not_now_and_neither_yes_nor_unknown(replica: tuple[
             assert decision.reason.is_not_now
 
 
+def test_a_replica_that_is_made_anew_at_its_path_is_seen_by_the_very_next_check(
+    store: Store, replica: tuple[Path, str]
+) -> None:
+    path, token = replica
+    hub = MemoryHub()
+    with Validator(path, max_seconds=3600) as validator:
+        assert validator.check(token).allowed
+        remove_files(path)
+        assert validator.check(token).reason is Reason.UNAVAILABLE
+        store.revoke_key(token)
+        other = store.issue_key("ada@example.org").token
+        engine.push(store.file, hub, "memory:", Report(""))
+        engine.replicate(hub, "memory:", path, Report(""))
+        assert validator.check(token).reason is Reason.REVOKED
+        assert validator.check(other).allowed
+    with Store.open(path) as made_anew:
+        assert made_anew.status().usage_total == 2
+
+
+def test_usage_is_not_written_to_a_file_of_another_origin(
+    store: Store, replica: tuple[Path, str], new_store: NewStore, tmp_path: Path
+) -> None:
+    path, token = replica
+    other = new_store("other.db")
+    with Validator(path, max_seconds=3600) as validator:
+        assert validator.check(token).allowed
+        path.rename(tmp_path / "moved.db")
+        other.file.conn.execute("VACUUM INTO ?", (str(path),))
+        assert validator.check(token).reason is Reason.UNKNOWN
+    with Store.open(path) as now_there:
+        assert now_there.status().usage_total == 0
+
+
 def test_what_is_no_keystore_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         Validator(tmp_path / "missing.db")

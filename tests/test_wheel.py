@@ -62,7 +62,7 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     run(keystore, "plan", "add", "free", cwd=tmp_path)
     run(keystore, "account", "add", "ada@example.org", "--plan", "free", cwd=tmp_path)
     assert "free" in run(keystore, "plan", "list", cwd=tmp_path)
-    assert run(keystore, "doctor", cwd=tmp_path) == "Nothing is wrong.\n"
+    assert run(keystore, "doctor", cwd=tmp_path) == "keystore.db: nothing is wrong.\n"
     # without its extras, each target says which one it needs
     for target, extra in (("postgresql://x", "postgres"), ("file:///tmp/x", "files")):
         done = subprocess.run(

@@ -23,7 +23,8 @@ def main() -> None:
       keystore key issue ada@example.org
       keystore check -          # paste the token
 
-    Every command takes --json for scripts and --db (or KEYSTORE_DB) for the store's file.
+    Every command takes --json, for scripts. Commands that work on a store find it by --db, by
+    KEYSTORE_DB, or as keystore.db in the current folder.
     """
 
 

@@ -10,6 +10,7 @@ from keystore import clock, tokens
 from keystore.cli.common import (
     argument_or_stdin,
     json_option,
+    plural,
     show,
     show_pairs,
     show_table,
@@ -17,23 +18,40 @@ from keystore.cli.common import (
 )
 from keystore.db import open_store
 
-_DURATION = re.compile(r"(\d{1,6})([dhm])")
-_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+_DURATION = re.compile(r"(\d{1,6})([wdhm])")
+_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
 
 
 def _expiry(text: str) -> datetime:
-    """Read ``90d``, ``12h``, ``30m`` from now, or an ISO 8601 time (UTC if it names no zone)."""
+    """Read a duration from now, or an ISO 8601 time (UTC if it names no zone)."""
     try:
-        if match := _DURATION.fullmatch(text):
-            return datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
-        return datetime.fromisoformat(text)
+        delta = _duration(text)
+        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) + delta
     except (ValueError, OverflowError):
         raise click.BadParameter(
-            f"{text!r} is neither like 90d, 12h or 30m nor an ISO 8601 time"
+            f"{text!r} is neither like 2w, 90d, 12h or 30m nor an ISO 8601 time"
         ) from None
 
 
-@click.command()
+def _seconds(text: str) -> int:
+    """Read a duration, or a plain number of seconds."""
+    delta = _duration(text)
+    if delta is not None:
+        return int(delta.total_seconds())
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither like 2w, 1d, 12h or 30m nor a number of seconds"
+        ) from None
+
+
+def _duration(text: str) -> timedelta | None:
+    match = _DURATION.fullmatch(text)
+    return timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else None
+
+
+@click.command(short_help="Make a new origin store.")
 @click.argument(
     "path",
     type=click.Path(path_type=Path),
@@ -71,9 +89,10 @@ def plan() -> None:
 @click.argument("name")
 @click.option(
     "--max-staleness",
-    type=int,
-    metavar="SECONDS",
-    help="How old a replica's data may be for this plan's keys. Default: any age.",
+    type=_seconds,
+    metavar="AGE",
+    help="How old a replica's data may be for this plan's keys: 1d, 12h, or seconds; its origin "
+    "must sync at least this often. Default: any age.",
 )
 @click.option(
     "--when-stale",
@@ -88,7 +107,7 @@ def plan_add(db_path: Path, name: str, max_staleness: int | None, when_stale: st
 
     \b
     Example:
-      keystore plan add pro --max-staleness 86400
+      keystore plan add pro --max-staleness 1d
     """
     from keystore.store import Store
 
@@ -166,7 +185,7 @@ def key() -> None:
     "--expires",
     type=_expiry,
     metavar="WHEN",
-    help="90d, 12h or 30m from now, or an ISO 8601 time (UTC). Default: never.",
+    help="2w, 90d, 12h or 30m from now, or an ISO 8601 time (UTC). Default: never.",
 )
 @store_options
 def key_issue(
@@ -208,7 +227,7 @@ def key_list(db_path: Path, account_email: str | None) -> None:
 
     with Store.open(db_path) as store:
         rows = store.keys(account=account_email)
-    columns = ("api_key", "account", "is_active", "label", "expires_at", "created_at")
+    columns = ("api_key", "account", "state", "expires_at", "label")
     show_table(rows, columns, empty="No keys yet; `keystore key issue ACCOUNT` issues one.")
 
 
@@ -226,7 +245,11 @@ def key_revoke(db_path: Path, key_name: str) -> None:
 
     with Store.open(db_path) as store:
         revoked = store.revoke_key(argument_or_stdin(key_name))
-    show(revoked, f"Revoked key {revoked.api_key} of {revoked.account}.")
+        targets = store.status().targets
+    text = f"Revoked key {revoked.api_key} of {revoked.account}."
+    if targets:
+        text += " Replicas learn of it with the next `keystore sync`."
+    show(revoked, text)
 
 
 @click.command()
@@ -273,15 +296,17 @@ def status(db_path: Path) -> None:
         age = f"{_age(info.as_of_at)} old" if info.as_of_at else "never synced"
         pairs.append(("origin", info.origin_id))
         pairs.append(("as of", f"change {info.as_of_change}, {age}"))
-    pairs.append(("usage", f"{found.usage_total} units in {found.last_usage} rows"))
+    pairs.append(("usage", f"{plural(found.usage_total, 'unit')} recorded"))
     for target in found.targets:
         parts = [f"last sync {target.synced_at or 'never'}"]
         if info.is_origin and not target.usage_only:
             behind = found.last_change - target.acknowledged_change
-            parts.append(f"{behind} changes behind" if behind else "all changes acknowledged")
+            parts.append(f"{plural(behind, 'change')} behind" if behind else "all changes there")
         waiting = found.last_usage - target.acknowledged_usage
         if target.acknowledged_usage or target.usage_only:
-            parts.append(f"{waiting} usage rows waiting" if waiting else "all usage acknowledged")
+            parts.append(
+                f"{plural(waiting, 'usage row')} waiting" if waiting else "all usage there"
+            )
         pairs.append(("target", f"{target.url}: {', '.join(parts)}"))
     show_pairs(found, pairs)
 
@@ -299,8 +324,8 @@ def doctor(db_path: Path) -> None:
 
     with open_store(db_path) as file:
         found = examine(file)
-    lines = [f"{item.severity}: {item.what} {item.hint} [{item.id}]" for item in found]
-    show(found, "\n".join(lines) or "Nothing is wrong.")
+    lines = [f"{item.severity} {item.id}: {item.what}\n  {item.hint}" for item in found]
+    show(found, "\n".join(lines) or f"{db_path}: nothing is wrong.")
     if any(item.severity == "error" for item in found):
         click.get_current_context().exit(1)
 

@@ -85,6 +85,11 @@ def argument_or_stdin(argument: str) -> str:
     return sys.stdin.readline().strip() if argument == "-" else argument
 
 
+def plural(number: int, noun: str) -> str:
+    """Return "1 row", "2 rows"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def show(value: object, text: str) -> None:
     """Print ``value`` as JSON if asked for, else ``text``."""
     if wants_json():
@@ -124,7 +129,10 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(*header, box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for number, name in enumerate(header):
+            # The first column names the row: it is what the next command wants, so never cut it.
+            table.add_column(name, no_wrap=number == 0, overflow="fold")
         for row in cells:
             table.add_row(*map(escape, row))
         Console().print(table)

@@ -13,7 +13,10 @@ _WORDS = {
     Reason.REVOKED: "the key is revoked",
     Reason.EXPIRED: "the key has expired",
     Reason.ACCOUNT_INACTIVE: "the key's account is not active",
-    Reason.STALE: "this replica's data are older than the key's plan allows; run `keystore sync`",
+    Reason.STALE: (
+        "this replica's data are older than the key's plan allows; run `keystore sync` at the "
+        "origin, then here"
+    ),
     Reason.NOT_SYNCED: "this replica has never synced; run `keystore sync`",
     Reason.UNAVAILABLE: "the store cannot be read; run `keystore doctor`",
 }
@@ -24,13 +27,13 @@ _WORDS = {
 @click.option(
     "--cost",
     type=click.IntRange(min=0),
-    default=1,
+    default=0,
     show_default=True,
     help="Units of usage to count if it passes; 0 only asks.",
 )
 @store_options
 def check(db_path: Path, token: str, cost: int) -> None:
-    """Say whether TOKEN may pass; exits with 0 for yes, 1 for no.
+    """Say whether TOKEN may pass; exits with 0 for yes, 1 for "no" and "not now".
 
     "-" reads the token from standard input, which keeps it out of the shell's history and the
     process list.
@@ -46,7 +49,7 @@ def check(db_path: Path, token: str, cost: int) -> None:
         click.get_current_context().exit(1)
 
 
-@click.command()
+@click.command(short_help="Answer checks over HTTP.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
@@ -82,7 +85,9 @@ def _sentence(decision: Decision) -> str:
     as_of = f" (as of change {fresh.as_of_change}, {int(fresh.age_seconds)} s old)" if fresh else ""
     if decision.allowed:
         return f"allowed: {decision.account} on plan {decision.plan}{as_of}"
-    return f"denied: {_WORDS[decision.reason]}{as_of}"
+    answer = "not now" if decision.reason.is_not_now else "denied"
+    who = f", key {decision.api_key} of {decision.account}" if decision.api_key else ""
+    return f"{answer}: {_WORDS[decision.reason]}{who}{as_of}"
 
 
 COMMANDS: tuple[click.Command, ...] = (check, serve)

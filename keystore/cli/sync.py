@@ -1,10 +1,11 @@
 """Commands that talk to a target: sync, replicate, hub, repo."""
 
+import uuid
 from pathlib import Path
 
 import click
 
-from keystore.cli.common import db_option, json_option, show, store_options
+from keystore.cli.common import db_option, json_option, plural, show, store_options
 from keystore.db import open_store
 from keystore.errors import InvalidInputError, UnsupportedTargetError
 from keystore.sync import targets
@@ -28,7 +29,7 @@ _keys_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Push, pull, and hand usage up, by the store's role.")
 @click.argument("target", required=False)
 @click.option(
     "--usage-to",
@@ -72,13 +73,19 @@ def sync(
             show(reports, "\n".join(map(_sentence, reports)))
 
 
-@click.command()
+@click.command(short_help="Make a replica.")
 @click.argument("target")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--origin", "origin_id", metavar="UUID", help="Which of a hub's origins to mirror.")
+@click.option(
+    "--origin",
+    "origin_id",
+    type=click.UUID,
+    metavar="UUID",
+    help="Which of a hub's origins to mirror.",
+)
 @_root_option
 @json_option
-def replicate(target: str, path: Path, origin_id: str | None, root_path: Path | None) -> None:
+def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: Path | None) -> None:
     """Make a replica of TARGET's origin at PATH, complete with its first pull.
 
     \b
@@ -86,7 +93,8 @@ def replicate(target: str, path: Path, origin_id: str | None, root_path: Path | 
       keystore replicate postgresql://hub.example.org/keystore edge.db
       keystore replicate https://cdn.example.org/keys edge.db --root 1.root.json
     """
-    report = targets.replicate(target, path, origin_id=origin_id, root=_read(root_path))
+    origin = str(origin_id) if origin_id else None
+    report = targets.replicate(target, path, origin_id=origin, root=_read(root_path))
     show(report, f"Made replica {path}. {_sentence(report)}")
 
 
@@ -153,7 +161,8 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
         {"root": str(root), "keys": str(keys), "url": url},
         f"Made repository {url}.\n"
         f"Replicas trust {root}: hand it to them by a way that you trust.\n"
-        f"Move {keys / 'root.pem'} offline; keep {keys / 'online.pem'} here: it signs each sync.",
+        f"Move {keys / 'root.pem'} offline; keep {keys / 'online.pem'} here: it signs each sync.\n"
+        f"Sync at least every {repository.METADATA_EXPIRY.days} days: the signatures expire.",
     )
 
 
@@ -176,11 +185,11 @@ def _read(path: Path | None) -> bytes | None:
 def _sentence(report: Report) -> str:
     done = []
     if report.pushed is not None:
-        done.append(f"pushed {report.pushed} records")
+        done.append(f"pushed {plural(report.pushed, 'record')}")
     if report.pulled is not None:
-        done.append(f"pulled {report.pulled} records")
+        done.append(f"pulled {plural(report.pulled, 'record')}")
     if report.usage is not None:
-        done.append(f"handed up {report.usage} usage rows")
+        done.append(f"handed up {plural(report.usage, 'usage row')}")
     as_of = f"; as of change {report.as_of_change}" if report.as_of_change is not None else ""
     return f"{report.target}: {', '.join(done)}{as_of}."
 

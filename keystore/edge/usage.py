@@ -54,6 +54,10 @@ class UsageBuffer:
         is_full = self.pending >= self._max_pending and not self._has_failed
         return is_full or time.monotonic() >= self._due_at
 
+    def move_to(self, file: StoreFile) -> None:
+        """Write to another file from now on."""
+        self._file = file
+
     def flush(self) -> int:
         """Write everything counted so far; return how many checks that were.
 

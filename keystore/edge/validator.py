@@ -6,6 +6,7 @@ connection that asks never writes, because its own commits would not move the co
 through a second one.
 """
 
+import os
 import threading
 import time
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any, Self
 from keystore import changelog, clock, db, sql, tokens
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
 from keystore.edge.usage import UsageBuffer
-from keystore.errors import KeystoreError
+from keystore.errors import KeystoreError, StoreNotFoundError
 
 CACHE_SIZE = 100_000
 """Tokens remembered between two commits to the file, about 50 MB."""
@@ -51,6 +52,7 @@ class Validator:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry | None] = {}
         self._data_version: int | None = None
+        self._identity: tuple[int, int] | None = None
         self._info = self._file.info()
         self._as_of_change = 0
         self._as_of: float | None = None
@@ -152,6 +154,7 @@ class Validator:
         return decide(entry, now, freshness)
 
     def _look_for_commits(self) -> None:
+        self._reopen_if_replaced()
         version = db.scalar(self._file.conn, _Q["data_version"])
         if version == self._data_version:
             return
@@ -164,6 +167,30 @@ class Validator:
         self._as_of = clock.seconds(self._info.as_of_at) if self._info.as_of_at else None
         # Kept only now: if anything above fails, the next check starts over.
         self._data_version = version
+
+    def _reopen_if_replaced(self) -> None:
+        """Follow the path, not the file that it once named: a replica may be made anew there."""
+        try:
+            found = os.stat(self._file.path)  # noqa: PTH116 - half the time of Path.stat
+        except OSError as error:
+            raise StoreNotFoundError(f"{self._file.path}: {error.strerror}.") from error
+        identity = (found.st_dev, found.st_ino)
+        if identity == self._identity:
+            return
+        if self._identity is not None:
+            self._reopen()
+        self._identity, self._data_version = identity, None
+
+    def _reopen(self) -> None:
+        old_file, old_writer = self._file, self._writer
+        file = db.open_store(old_file.path)
+        writer = db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
+        if file.info().origin_id != self._info.origin_id:
+            self._usage.flush()  # another origin's ids: what was counted belongs to the old file
+        self._file, self._writer = file, writer
+        self._usage.move_to(writer)
+        old_file.close()
+        old_writer.close()
 
     def _freshness(self, now: float) -> Freshness | None:
         if self._info.is_origin:

@@ -108,7 +108,11 @@ class FileSink:
     def push(self, origin: Origin) -> Iterator["_FilePush"]:
         """Start a push; see :class:`keystore.sync.protocols.Sink`."""
         _ = self.target_id
-        with self._folder.lock(), tempfile.TemporaryDirectory(prefix="keystore-") as scratch:
+        with (
+            _errors(),
+            self._folder.lock(),
+            tempfile.TemporaryDirectory(prefix="keystore-") as scratch,
+        ):
             session = _FilePush(
                 self._folder, repository.Publisher(self._folder, self._keys), origin, Path(scratch)
             )
@@ -351,10 +355,13 @@ def _errors() -> Iterator[None]:
             f"the repository's signatures have expired ({error}).",
             hint="Run `keystore sync` at the origin, then try again; this replica stays as it was.",
         ) from error
-    except tuf_errors.DownloadLengthMismatchError as error:
+    except (
+        tuf_errors.DownloadLengthMismatchError,
+        tuf_errors.LengthOrHashMismatchError,
+    ) as error:
         raise UntrustedRepositoryError(
-            f"the repository sends more than was signed ({error}).",
-            hint="Do not use it; this replica stays as it was.",
+            f"a file of the repository is damaged or was altered ({error}).",
+            hint="It was refused; publish anew, or restore the repository.",
         ) from error
     except tuf_errors.RepositoryError as error:
         raise UntrustedRepositoryError(
@@ -374,6 +381,6 @@ def _errors() -> Iterator[None]:
 
 def _unreachable(error: Exception) -> TargetUnavailableError:
     return TargetUnavailableError(
-        f"the repository cannot be reached ({error}).",
+        f"the repository cannot be reached ({str(error) or error.__cause__}).",
         hint="Nothing is lost; try again later.",
     )

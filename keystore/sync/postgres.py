@@ -143,10 +143,14 @@ class PostgresHub:
     def _cut(self, origin_id: str | None, cursor: int) -> Pull:
         if origin_id is None:
             origins = [row[0] for row in self._conn.execute(_Q["origins"]).fetchall()]
-            if len(origins) != 1:
+            if not origins:
                 raise TargetNotReadyError(
-                    f"this hub has {len(origins)} origins ({', '.join(origins) or 'none'}).",
-                    hint="Push from the origin first, or name one with --origin.",
+                    "nothing was pushed to this hub yet.", hint="Run `keystore sync` at the origin."
+                )
+            if len(origins) > 1:
+                raise TargetNotReadyError(
+                    f"this hub has {len(origins)} origins: {', '.join(origins)}.",
+                    hint="Name the one to mirror with --origin.",
                 )
             (origin_id,) = origins
         found = self._conn.execute(_Q["cut"], {"store_id": origin_id}).fetchone()

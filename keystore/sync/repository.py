@@ -36,7 +36,8 @@ from keystore.errors import (
 )
 from keystore.sync.folder import Folder
 
-ROOT_EXPIRY = timedelta(days=365)
+ROOT_EXPIRY = timedelta(days=5 * 365)
+"""Long, as long as there is no command that renews a root file."""
 METADATA_EXPIRY = timedelta(days=7)
 """Publish more often than this: past it, replicas refuse to pull and say why."""
 

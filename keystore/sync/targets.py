@@ -31,6 +31,8 @@ _Q = sql.named("sync")
 
 def normalized(target: str) -> str:
     """Return the URL of a target; a plain path becomes a ``file://`` URL."""
+    if not target.strip():
+        raise InvalidInputError("the target is empty.", hint="Name a URL or a folder.")
     return target if "://" in target else Path(target).absolute().as_uri()
 
 
@@ -138,6 +140,8 @@ def sync(
         try:
             report = _sync_one(file, url, usage_only=usage_only, keys=keys, root=root)
         except KeystoreError as error:
+            if len(wanted) > 1:
+                error.message = f"{redacted(normalized(url))}: {error.message}"
             failures.append(error)
         else:
             reports.append(report)

@@ -4,6 +4,8 @@ PostgreSQL refuses to run as root, so under root the server runs in a user names
 itself as another user, or, where the kernel forbids that, as ``nobody``. The data live in a
 temporary folder and are as unsafe as they are fast: ``fsync`` is off.
 
+``python -m keystore.testing.postgres`` runs one until it is interrupted and prints its URL.
+
 With ``KEYSTORE_TEST_POSTGRES`` set to the URL of a database (one that tests may fill and empty),
 that server is used instead.
 """
@@ -15,9 +17,10 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keystore.errors import KeystoreError
@@ -145,3 +148,15 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Run a server until SIGINT or SIGTERM, and print its URL."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with running() as server, suppress(KeyboardInterrupt):
+        print(server.url, flush=True)  # noqa: T201
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
