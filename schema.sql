@@ -5,9 +5,11 @@
 -- whoever still holds the old id (a usage row, a replica, a cache) would mean the wrong record.
 --
 -- Times are UTC text, 'YYYY-MM-DD HH:MM:SS', as CURRENT_TIMESTAMP writes them. The CHECKs refuse
--- every other spelling, and years outside 1000 to 2999, so that text order is time order and every
--- time can be pushed, whichever client writes. (GLOB and not >=: TIMESTAMP columns have numeric
--- affinity, which turns '1970' into a number, and every text is above every number.)
+-- every other spelling, days that no calendar has, and years outside 1000 to 2999, so that text order
+-- is time order and every time can be pushed, whichever client writes. By way of Unix seconds,
+-- because older SQLites return datetime('2027-02-30 …') unchanged; with GLOB and not >=, because
+-- TIMESTAMP columns have numeric affinity, which turns '1000' into a number, and every text is
+-- above every number.
 -- Texts refuse NUL, which PostgreSQL cannot hold: a row that could not be pushed is not accepted.
 
 CREATE TABLE StoreInfo (
@@ -23,7 +25,7 @@ CREATE TABLE StoreInfo (
     -- as_of_at the origin had made no later change. NULL: never synced, so nothing is known.
     as_of_change INTEGER,
     as_of_at TIMESTAMP
-        CHECK (as_of_at IS datetime(as_of_at) AND as_of_at GLOB '[12]???-*'),
+        CHECK (as_of_at IS datetime(strftime('%s', as_of_at), 'unixepoch') AND as_of_at GLOB '[12]???-*'),
     -- 1 only inside the transaction that applies a pull: lets the replay, and nothing else,
     -- write a replica's key tables.
     replaying BOOLEAN NOT NULL DEFAULT 0 CHECK (replaying IN (0, 1)),
@@ -42,9 +44,9 @@ CREATE TABLE Plans (
                OR (typeof(max_staleness_seconds) = 'integer' AND max_staleness_seconds > 0)),
     stale_action TEXT NOT NULL DEFAULT 'deny' CHECK (stale_action IN ('deny', 'allow')),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (created_at IS datetime(created_at) AND created_at GLOB '[12]???-*'),
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(updated_at) AND updated_at GLOB '[12]???-*')
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
 );
 
 CREATE TABLE Accounts (
@@ -54,32 +56,34 @@ CREATE TABLE Accounts (
     plan_id INTEGER NOT NULL REFERENCES Plans (plan_id) CHECK (typeof(plan_id) = 'integer'),
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (created_at IS datetime(created_at) AND created_at GLOB '[12]???-*'),
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(updated_at) AND updated_at GLOB '[12]???-*')
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
 );
 CREATE INDEX idx_accounts_plan_id ON Accounts (plan_id);
 
 CREATE TABLE APIKeys (
     api_key_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (api_key_id > 0),
     api_key CHAR(36) NOT NULL UNIQUE
-        CHECK (typeof(api_key) = 'text' AND length(api_key) = 36 AND api_key = lower(api_key)
+        CHECK (typeof(api_key) = 'text' AND instr(api_key, char(0)) = 0
                AND api_key GLOB '????????-????-????-????-????????????'
+               AND length(replace(api_key, '-', '')) = 32
                AND replace(api_key, '-', '') NOT GLOB '*[^0-9a-f]*'),
     account_id INTEGER NOT NULL REFERENCES Accounts (account_id) ON DELETE CASCADE
         CHECK (typeof(account_id) = 'integer'),
     -- SHA-256 of the token in hex. The token itself is shown once and kept nowhere.
     api_key_hash TEXT NOT NULL UNIQUE
-        CHECK (typeof(api_key_hash) = 'text' AND length(api_key_hash) = 64
+        CHECK (typeof(api_key_hash) = 'text' AND instr(api_key_hash, char(0)) = 0
+               AND length(api_key_hash) = 64
                AND api_key_hash NOT GLOB '*[^0-9a-f]*'),
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
     label TEXT CHECK (label IS NULL OR (typeof(label) = 'text' AND instr(label, char(0)) = 0)),
     expires_at TIMESTAMP
-        CHECK (expires_at IS datetime(expires_at) AND expires_at GLOB '[12]???-*'),
+        CHECK (expires_at IS datetime(strftime('%s', expires_at), 'unixepoch') AND expires_at GLOB '[12]???-*'),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (created_at IS datetime(created_at) AND created_at GLOB '[12]???-*'),
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(updated_at) AND updated_at GLOB '[12]???-*')
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
 );
 CREATE INDEX idx_apikeys_account_id ON APIKeys (account_id);
 
@@ -96,7 +100,7 @@ CREATE TABLE ChangeLog (
 -- Append-only, owned by the store that wrote it. No foreign key: the subject may be any kind of
 -- principal, and the trail outlives it. account_id is copied for the same reason.
 CREATE TABLE UsageLog (
-    usage_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    usage_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (usage_id > 0),
     principal_type TEXT NOT NULL CHECK (principal_type IN ('api_key', 'oauth_client', 'session')),
     principal_id INTEGER NOT NULL CHECK (typeof(principal_id) = 'integer'),
     account_id INTEGER CHECK (typeof(account_id) IN ('integer', 'null')),
@@ -105,7 +109,7 @@ CREATE TABLE UsageLog (
         CHECK (request_id IS NULL
                OR (typeof(request_id) = 'text' AND instr(request_id, char(0)) = 0)),
     occurred_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (occurred_at IS datetime(occurred_at) AND occurred_at GLOB '[12]???-*')
+        CHECK (occurred_at IS datetime(strftime('%s', occurred_at), 'unixepoch') AND occurred_at GLOB '[12]???-*')
 );
 
 -- One row per target that this store has synced with. A target is known by the identity that it
@@ -114,15 +118,14 @@ CREATE TABLE UsageLog (
 CREATE TABLE SyncTargets (
     sync_target_id INTEGER PRIMARY KEY AUTOINCREMENT,
     target_id TEXT NOT NULL UNIQUE,
-    url TEXT NOT NULL, -- where it was last found, without any password
+    -- where it was last found, without any secret; NULL when another target answers there now
+    url TEXT UNIQUE,
     -- push: all changes up to this one are at the target
     acknowledged_change INTEGER NOT NULL DEFAULT 0,
     -- push: what the target must show before it gets more, and what it will show afterwards;
     -- pending_token is written before the push, so that a lost acknowledgement is recognised
     push_token CHAR(36),
     pending_token CHAR(36),
-    -- pull: the target's own sequence up to which everything is applied here
-    cursor INTEGER NOT NULL DEFAULT 0,
     -- usage: all rows up to this one are at the target
     acknowledged_usage INTEGER NOT NULL DEFAULT 0,
     -- pull: what the source wants back next time; for a file repository the pinned root and the
@@ -131,5 +134,5 @@ CREATE TABLE SyncTargets (
     -- 1: this store only hands its usage up there and gets its keys elsewhere
     usage_only BOOLEAN NOT NULL DEFAULT 0 CHECK (usage_only IN (0, 1)),
     synced_at TIMESTAMP
-        CHECK (synced_at IS datetime(synced_at) AND synced_at GLOB '[12]???-*')
+        CHECK (synced_at IS datetime(strftime('%s', synced_at), 'unixepoch') AND synced_at GLOB '[12]???-*')
 );

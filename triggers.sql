@@ -112,3 +112,13 @@ CREATE TRIGGER trg_apikeys_identity BEFORE UPDATE ON APIKeys
 WHEN NEW.api_key_id IS NOT OLD.api_key_id OR NEW.api_key IS NOT OLD.api_key BEGIN
     SELECT RAISE(ABORT, 'APIKeys.api_key_id and api_key never change: issue a new key');
 END;
+
+-- The ChangeLog is append-only: a row that is removed before it was pushed is a change that is lost.
+
+CREATE TRIGGER trg_changelog_update BEFORE UPDATE ON ChangeLog BEGIN
+    SELECT RAISE(ABORT, 'ChangeLog is append-only');
+END;
+
+CREATE TRIGGER trg_changelog_delete BEFORE DELETE ON ChangeLog BEGIN
+    SELECT RAISE(ABORT, 'ChangeLog is append-only');
+END;

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from keystore import sql
+from keystore import db, sql
 from keystore.clock import utc_text
 from keystore.db import StoreFile, scalar
+from keystore.errors import DamagedStoreError
 from keystore.tables import TRACKED, Table, WireRow
 
 if TYPE_CHECKING:
@@ -62,6 +63,22 @@ def since(conn: "sqlite3.Connection", after: int, limit: int = -1) -> Iterator[C
 def count_records(conn: "sqlite3.Connection", table: Table) -> int:
     """Return how many rows a tracked table holds."""
     return int(scalar(conn, _fill("count_records", table)))
+
+
+def undecodable(conn: "sqlite3.Connection", table: Table) -> int | None:
+    """Return the id of the first record whose text is not UTF-8, which no CHECK can refuse."""
+    text_factory, conn.text_factory = conn.text_factory, bytes
+    try:
+        for row in conn.execute(_fill("all_records", table), {"after": 0, "limit": -1}):
+            try:
+                for value in row:
+                    if isinstance(value, bytes):
+                        value.decode()
+            except UnicodeDecodeError:
+                return int(row[0])
+        return None
+    finally:
+        conn.text_factory = text_factory
 
 
 class Reader:
@@ -132,7 +149,16 @@ class Reader:
         self, conn: "sqlite3.Connection", name: str, table: Table, after: int
     ) -> list[tuple[Any, ...]]:
         window = {"after": after, "limit": self._page_size}
-        return conn.execute(_fill(name, table), window).fetchall()
+        try:
+            return conn.execute(_fill(name, table), window).fetchall()
+        except db.Error as error:
+            record_id = undecodable(conn, table)
+            if record_id is None:
+                raise
+            raise DamagedStoreError(
+                f"{self._file.path}: {table.name} {record_id} holds text that is not UTF-8.",
+                hint="Correct that row; nothing was pushed.",
+            ) from error
 
 
 def _page(table: Table, found: list[tuple[Any, ...]], repeats: bool) -> Page:

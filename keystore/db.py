@@ -145,7 +145,7 @@ class StoreFile:
         """Turn SQLite's own failures into keystore errors."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _translate(error, self.path) from error
 
 

@@ -5,14 +5,15 @@ find nothing.
 """
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from keystore import db, sql
+from keystore import changelog, db, migrate, sql, tokens
 from keystore.db import StoreFile
+from keystore.errors import KeystoreError
 from keystore.tables import TRACKED
 
 if TYPE_CHECKING:
@@ -33,16 +34,26 @@ class Finding:
 
 
 def examine(file: StoreFile) -> list[Finding]:
-    """Return everything that is wrong with an open store, errors first."""
-    with file.read() as conn:
-        found = [
-            *_integrity(conn),
-            *_foreign_keys(conn),
-            *_schema(conn, is_replica=not file.info().is_origin),
-            *_sequences(conn),
-            *_bookkeeping(conn),
-        ]
-    found += [*_surroundings(file.path), *_library()]
+    """Return everything that is wrong with an open store, errors first.
+
+    A probe that cannot be made is a finding, too, and does not keep the others from being made.
+    """
+    probes: list[Callable[[sqlite3.Connection], Iterator[Finding]]] = [
+        _integrity,
+        _foreign_keys,
+        _schema,
+        _text,
+        _sequences,
+        _bookkeeping,
+    ]
+    found = [*_surroundings(file.path), *_library()]
+    for probe in probes:
+        try:
+            with file.read() as conn:
+                found += list(probe(conn))
+        except (KeystoreError, TypeError, ValueError) as error:
+            what = f"{probe.__name__.strip('_')} cannot be examined: {error}"
+            found.append(Finding("unreadable", "error", what, "Restore a backup."))
     return sorted(found, key=lambda finding: (finding.severity, finding.id))
 
 
@@ -66,9 +77,9 @@ def _foreign_keys(conn: "sqlite3.Connection") -> Iterator[Finding]:
         )
 
 
-def _schema(conn: "sqlite3.Connection", *, is_replica: bool) -> Iterator[Finding]:
-    have = {(kind, name): text for kind, name, text in conn.execute(_Q["schema"])}
-    want = _expected_schema(is_replica)
+def _schema(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    is_replica = db.scalar(conn, _Q["role"]) == "replica"
+    have, want = migrate.schema_of(conn), migrate.expected_schema(is_replica=is_replica)
     for (kind, name), text in want.items():
         if (kind, name) not in have:
             yield Finding(
@@ -96,6 +107,18 @@ def _schema(conn: "sqlite3.Connection", *, is_replica: bool) -> Iterator[Finding
             )
 
 
+def _text(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    for table in TRACKED:
+        record_id = changelog.undecodable(conn, table)
+        if record_id is not None:
+            yield Finding(
+                "not_utf8",
+                "error",
+                f"{table.name} {record_id} holds text that is not UTF-8, so it cannot be pushed.",
+                "Correct that row.",
+            )
+
+
 def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
     tracked = ((table.name, table.id) for table in TRACKED)
     for table, column in (*tracked, *_LOGS):
@@ -111,6 +134,14 @@ def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
 
 
 def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    row = conn.execute(_Q["identity"]).fetchone()
+    if row is None or not all(map(_is_uuid, row[:3])) or not tokens.is_valid_prefix(str(row[3])):
+        yield Finding(
+            "identity",
+            "error",
+            f"StoreInfo does not say who this store is: {row}.",
+            "Somebody changed it by hand: restore a backup.",
+        )
     if db.scalar(conn, _Q["replaying"]):
         yield Finding(
             "replaying",
@@ -157,12 +188,8 @@ def _library() -> Iterator[Finding]:
         )
 
 
-@cache
-def _expected_schema(is_replica: bool) -> dict[tuple[str, str], str]:
-    conn = db.connect_memory()
+def _is_uuid(value: object) -> bool:
     try:
-        for name in ("schema", "triggers", *(["replica"] if is_replica else [])):
-            conn.executescript(sql.read(name))
-        return {(kind, name): text for kind, name, text in conn.execute(_Q["schema"])}
-    finally:
-        conn.close()
+        return str(UUID(str(value))) == value
+    except ValueError:
+        return False

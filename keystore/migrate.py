@@ -6,12 +6,24 @@ either no file or a complete one.
 
 import os
 import uuid
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uuid_utils.compat
 
 from keystore import db, sql, tokens
-from keystore.errors import InvalidInputError, StoreExistsError, StoreNotFoundError
+from keystore.errors import (
+    DamagedStoreError,
+    InvalidInputError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_Q = sql.named("store")
 
 
 def create_origin(path: Path | str, *, token_prefix: str = tokens.DEFAULT_PREFIX) -> db.StoreFile:
@@ -53,10 +65,7 @@ def draft_replica(path: Path | str, *, origin_id: str, token_prefix: str) -> Pat
 
 def draft_path(path: Path) -> Path:
     """Name a file beside ``path``; refuse when ``path`` is taken or has no folder."""
-    if path.exists():
-        raise StoreExistsError(
-            f"{path}: already exists.", hint="Choose another path; nothing is ever overwritten."
-        )
+    _refuse_taken(path)
     if not path.parent.is_dir():
         raise StoreNotFoundError(f"{path.parent}: no such folder.", hint="Make it first.")
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
@@ -64,6 +73,7 @@ def draft_path(path: Path) -> Path:
 
 def publish(draft: Path, path: Path) -> None:
     """Move a finished, closed store file to its place; never over another file."""
+    _refuse_taken(path)
     try:
         os.link(draft, path)  # unlike rename, link fails where something has appeared meanwhile
     except FileExistsError:
@@ -72,6 +82,49 @@ def publish(draft: Path, path: Path) -> None:
         draft.rename(path)  # a file system without hard links
     else:
         draft.unlink()
+
+
+def verify_tracking(file: db.StoreFile) -> None:
+    """Make sure that no trigger is missing or altered, so that the ChangeLog tells everything.
+
+    Raises:
+        DamagedStoreError: names the first trigger that is not as it was made.
+    """
+    have = schema_of(file.conn)
+    for key, text in expected_schema(is_replica=not file.info().is_origin).items():
+        if key[0] == "trigger" and have.get(key) != text:
+            raise DamagedStoreError(
+                f"{file.path}: the trigger {key[1]} is missing or altered, so changes may be lost.",
+                hint="`keystore doctor` lists the damage; restore a backup.",
+            )
+
+
+def schema_of(conn: "sqlite3.Connection") -> dict[tuple[str, str], str]:
+    """Return the SQL of each table, index and trigger, by kind and name."""
+    return {(kind, name): text for kind, name, text in conn.execute(_Q["schema"])}
+
+
+@cache
+def expected_schema(*, is_replica: bool) -> dict[tuple[str, str], str]:
+    """Return what :func:`schema_of` a sound store returns."""
+    conn = db.connect_memory()
+    try:
+        for name in ("schema", "triggers", *(["replica"] if is_replica else [])):
+            conn.executescript(sql.read(name))
+        return schema_of(conn)
+    finally:
+        conn.close()
+
+
+def _refuse_taken(path: Path) -> None:
+    # SQLite would replay a left-over journal into whatever file appears beside it.
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        taken = Path(f"{path}{suffix}")
+        if taken.exists() or taken.is_symlink():
+            raise StoreExistsError(
+                f"{taken}: already exists.",
+                hint="Choose another path, or move it away; nothing is ever overwritten.",
+            )
 
 
 def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -> None:
@@ -86,7 +139,7 @@ def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -
         if role == "replica":
             conn.executescript(sql.read("replica"))
         conn.execute(
-            sql.named("store")["insert_store_info"],
+            _Q["insert_store_info"],
             {
                 "store_id": store_id,
                 "role": role,

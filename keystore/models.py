@@ -5,6 +5,7 @@ is the store's to say.
 """
 
 import re
+import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
@@ -20,12 +21,15 @@ from pydantic import (
 from keystore.clock import utc_text
 from keystore.errors import InvalidInputError
 
+_OVERRIDES = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        msg = "must not contain NUL"
+
+def _plain(text: str) -> str:
+    # Control characters move terminals' cursors, bidirectional overrides forge what is read, lone
+    # surrogates and NUL cannot be stored.
+    if any(unicodedata.category(char) in {"Cc", "Cs"} or char in _OVERRIDES for char in text):
+        msg = "must not contain control characters"
         raise ValueError(msg)
-    text.encode("utf-8")  # a lone surrogate cannot be stored; UnicodeEncodeError is a ValueError
     return text
 
 
@@ -38,7 +42,11 @@ def _looks_like_an_address(text: str) -> str:
 
 def _to_utc(moment: datetime) -> datetime:
     # A time without a zone is read as UTC: what the store shows can be typed back in.
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        msg = "must be in the years 1000 to 2999"
+        raise ValueError(msg) from None
     if not 1000 <= moment.year < 3000:
         msg = "must be in the years 1000 to 2999"
         raise ValueError(msg)
@@ -48,13 +56,13 @@ def _to_utc(moment: datetime) -> datetime:
 Text = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    AfterValidator(_no_nul),
+    AfterValidator(_plain),
 ]
 Email = Annotated[
     str,
     StringConstraints(strip_whitespace=True, max_length=254),
     AfterValidator(_looks_like_an_address),
-    AfterValidator(_no_nul),
+    AfterValidator(_plain),
 ]
 Moment = Annotated[datetime, AfterValidator(_to_utc)]
 

@@ -33,7 +33,6 @@ class TargetStatus:
     target_id: str
     url: str
     acknowledged_change: int
-    cursor: int
     acknowledged_usage: int
     usage_only: bool
     synced_at: str | None

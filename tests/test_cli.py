@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from keystore import Store
 from keystore.cli import main
 from keystore.db import SCHEMA_VERSION
-from keystore.sync import repository
+from keystore.sync import repository, targets
 from keystore.sync.folder import Folder
 from keystore.testing.postgres import running
 
@@ -191,6 +191,9 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_writes_nothing(
         ["key", "issue", "ada@example.org", "--expires", "soon"],
         ["check", "x", "--cost", "-1"],
         ["serve", "--port", "99999"],
+        ["serve", "--host", ""],
+        ["changes", "--since", "9" * 30],
+        ["replicate", "file:///x", "y.db", "--origin", "not-a-uuid"],
     ],
     ids=" ".join,
 )
@@ -206,6 +209,49 @@ def test_a_password_in_a_url_is_used_and_never_stored(db: Path, store: Store, hu
     store.file.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert b"s3cret" not in b"".join(p.read_bytes() for p in db.parent.glob(f"{db.name}*"))
     assert "s3cret" not in run("status").output + run("status", "--json").output
+
+
+SECRETS = [
+    "postgresql://user:s3cret%zz@127.0.0.1:1/db",
+    "postgresql://user:pa@s3cret@127.0.0.1:1/db",
+    "postgresql://user:pa/s3cret@127.0.0.1:1/db",
+    "postgresql://user@127.0.0.1:1/db#s3cret",
+    "postgresql://user:s3cret@[::1/db",
+    "postgresql://user:s3cret\uff20host@127.0.0.1/db",
+    "POSTGRESQL://user:s3cret@127.0.0.1:1/db",
+    " postgresql://user:s3cret@127.0.0.1:1/db",
+    "postgresql:/user:s3cret@127.0.0.1/db",
+    "host=127.0.0.1 port=1 password=s3cret",
+    "postgresql://127.0.0.1:1/db?password=s3cret&sslpassword=s3cret&oauth_client_secret=s3cret",
+    "https://user:s3cret@127.0.0.1:1/files",
+    "s3://user:s3cret@bucket",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+@pytest.mark.parametrize("command", ["sync", "hub init", "replicate", "repo create"])
+def test_no_error_ever_shows_a_password(db: Path, tmp_path: Path, url: str, command: str) -> None:
+    arguments = [*command.split(), url] + (
+        [str(tmp_path / "new.db")] if command == "replicate" else []
+    )
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "s3cret" not in result.output
+    assert result.output.count("\n") == 1
+    assert not isinstance(result.exception, ValueError)
+
+
+def test_a_url_is_stored_to_the_letter_without_its_secrets() -> None:
+    url = "postgresql://ada:pw@h:1/db?options=-c%20x%3D1&password=pw&sslmode=require&new_secret=pw"
+    assert targets.redacted(url) == ("postgresql://ada@h:1/db?options=-c%20x%3D1&sslmode=require")
+    assert targets.normalized("file:///srv/keys/") == "file:///srv/keys"
+
+
+def test_control_characters_of_other_clients_do_not_reach_the_terminal(
+    db: Path, store: Store
+) -> None:
+    store.file.conn.execute("UPDATE Plans SET name = 'a' || char(27) || '[2J' || char(10) || 'b'")
+    assert "a\\x1b[2J\\nb" in run("plan", "list").stdout
 
 
 def test_sync_replicate_and_hub_init_speak_json(db: Path, store: Store, database_url: str) -> None:

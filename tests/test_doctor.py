@@ -41,7 +41,16 @@ def patient(tmp_path: Path) -> Store:
         ("PRAGMA foreign_keys = OFF; DELETE FROM Accounts", ("orphans", "error")),
         ("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'APIKeys'", ("sequence", "error")),
         ("UPDATE StoreInfo SET replaying = 1", ("replaying", "error")),
-        ("UPDATE ChangeLog SET occurred_at = '2999-01-01 00:00:00'", ("clock", "warning")),
+        (
+            (
+                "INSERT INTO ChangeLog (table_name, record_id, operation, occurred_at)"
+                " VALUES ('Plans', 1, 'UPDATE', '2999-01-01 00:00:00')"
+            ),
+            ("clock", "warning"),
+        ),
+        ("UPDATE StoreInfo SET token_prefix = ''", ("identity", "error")),
+        ("UPDATE StoreInfo SET incarnation = 'x'", ("identity", "error")),
+        ("INSERT INTO Plans (name) VALUES (CAST(x'ff' AS TEXT))", ("not_utf8", "error")),
         ("PRAGMA journal_mode = DELETE", ("journal_mode", "warning")),
     ],
 )

@@ -188,6 +188,27 @@ def test_a_repository_signed_by_someone_else_makes_no_replica(
     assert not (tmp_path / "new.db").exists()
 
 
+def test_a_repository_made_anew_at_its_place_is_trusted_when_told_and_remembered(
+    site: Site, tmp_path: Path
+) -> None:
+    shutil.rmtree(site.folder)
+    keys = tmp_path / "new.keys"
+    root = repository.create(Folder(site.folder), keys).read_bytes()
+    site.store.revoke_key(site.token)
+    targets.sync(site.store.file, str(site.folder), keys=keys)
+    with pytest.raises(UntrustedRepositoryError):
+        site.pull()
+    with open_store(site.replica) as file:
+        targets.sync(file, str(site.folder) + "/", root=root)
+    with Validator(site.replica) as validator:
+        assert not validator.check(site.token).allowed
+    site.store.add_plan("later")
+    targets.sync(site.store.file, str(site.folder), keys=keys)
+    site.pull()
+    with Store.open(site.replica) as replica:
+        assert [target.url for target in replica.status().targets] == [site.folder.as_uri()]
+
+
 def test_one_repository_serves_one_origin(site: Site, new_store: NewStore) -> None:
     other = new_store("other.db")
     with pytest.raises(ForeignOriginError):

@@ -234,6 +234,51 @@ def test_a_bad_request_is_refused_and_the_server_lives(
     assert server.raw(b"GET /check HTTP/1.0\r\n\r\n").split()[1] == b"401"
 
 
+def test_a_credential_in_a_trailer_is_not_one(store: Store, server: Server) -> None:
+    token = store.issue_key("ada@example.org").token
+    head = "POST /check HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answered = server.raw(f"{head}3\r\nabc\r\n0\r\nX-API-Key: {token}\r\n\r\n".encode())
+    assert answered.split()[1] == b"401"
+
+
+@pytest.mark.parametrize("name", ["X-API-Key", "Authorization"])
+def test_two_credentials_are_refused(store: Store, server: Server, name: str) -> None:
+    token = store.issue_key("ada@example.org").token
+    value = f"Bearer {token}" if name == "Authorization" else token
+    lines = f"GET /check HTTP/1.1\r\nHost: x\r\n{name}: {value}\r\n{name.lower()}: {value}\r\n\r\n"
+    assert server.raw(lines.encode()).split()[1] == b"400"
+
+
+def test_a_header_that_never_ends_is_cut(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as conn:
+        conn.sendall(b"GET /check HTTP/1.1\r\nX-Endless: ")
+        with pytest.raises(OSError, match=r".*"):
+            for _ in range(1000):
+                conn.sendall(b"a" * 65536)
+
+
+def test_a_client_that_never_reads_is_not_read_from_for_ever(store: Store, server: Server) -> None:
+    token = store.issue_key("ada@example.org").token
+    request = f"GET /check HTTP/1.1\r\nHost: x\r\nX-API-Key: {token}\r\n\r\n".encode() * 500
+    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as conn:
+        with pytest.raises(TimeoutError):
+            for _ in range(2000):
+                conn.sendall(request)
+        assert server.stop(signal.SIGTERM)[0] == 0
+
+
+def test_a_key_that_cannot_be_read_is_not_now(store: Store, server: Server) -> None:
+    token = store.issue_key("ada@example.org").token
+    store.file.conn.execute("PRAGMA ignore_check_constraints = ON")
+    store.file.conn.execute("UPDATE APIKeys SET expires_at = 'tomorrow'")
+    conn = server.connect()
+    conn.request("GET", "/check", headers={"X-API-Key": token})
+    response = conn.getresponse()
+    assert (response.status, response.headers["X-Auth-Reason"]) == (503, "unavailable")
+    conn.close()
+    store.file.conn.execute("UPDATE APIKeys SET expires_at = NULL")
+
+
 def test_bodies_are_read_past(store: Store, server: Server) -> None:
     token = store.issue_key("ada@example.org").token
     conn = server.connect()

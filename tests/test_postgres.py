@@ -63,7 +63,7 @@ def test_the_hub_has_every_column(hub_url: str) -> None:
                 " WHERE table_schema = 'keystore' AND table_name = %s ORDER BY ordinal_position",
                 (table.hub_name,),
             ).fetchall()
-            wanted = ["store_id", *(column.name for column in table.columns), "hub_seq"]
+            wanted = ["store_id", *(column.name for column in table.columns), "changed_at_id"]
             assert [row[0] for row in found] == wanted
 
 
@@ -154,7 +154,7 @@ def test_a_pull_is_one_snapshot_however_the_origin_goes_on(
 ) -> None:
     push(store, hub_url)
     reader = PostgresHub(hub_url)
-    with reader.pull(None, 0) as cut:
+    with reader.pull(None, None) as cut:
         store.add_plan("late")
         push(store, hub_url)
         rows = {page.table.name: len(page.rows) for page in cut.pages}
@@ -165,7 +165,7 @@ def test_a_pull_is_one_snapshot_however_the_origin_goes_on(
 
 def assert_hub_equals(url: str, store: Store) -> None:
     hub = PostgresHub(url)
-    with hub.pull(store.info.store_id, 0) as cut:
+    with hub.pull(store.info.store_id, None) as cut:
         assert digest.digest_pages(cut.pages) == digest.digest_store(store.file)
     hub.close()
 
@@ -179,7 +179,7 @@ def test_a_failed_pull_leaves_the_replica_and_the_connection_usable(
     store.add_plan("pro")
     push(store, hub_url)
     hub = PostgresHub(hub_url)
-    with pytest.raises(ZeroDivisionError), hub.pull(None, 0):
+    with pytest.raises(ZeroDivisionError), hub.pull(None, None):
         raise ZeroDivisionError
     with open_store(path) as file:
         report = Report("")

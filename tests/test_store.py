@@ -62,6 +62,13 @@ def test_revoking_twice_changes_nothing_the_second_time(store: Store) -> None:
         (lambda s: s.add_plan("free"), AlreadyExistsError),
         (lambda s: s.add_plan("  "), InvalidInputError),
         (lambda s: s.add_plan("a\0b"), InvalidInputError),
+        (lambda s: s.add_plan("a\x1b[2J"), InvalidInputError),
+        (lambda s: s.add_plan("a\nb"), InvalidInputError),
+        (lambda s: s.add_plan("gpj.\u202etxt"), InvalidInputError),
+        (
+            lambda s: s.issue_key("ada@example.org", expires_at="0001-01-01T00:00:00+14:00"),
+            InvalidInputError,
+        ),
         (lambda s: s.add_plan("\ud800"), InvalidInputError),
         (lambda s: s.add_plan("x", max_staleness_seconds=0), InvalidInputError),
         (lambda s: s.add_plan("x", max_staleness_seconds=2**63), InvalidInputError),
@@ -107,6 +114,15 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         Store.create(tmp_path / "new.db", token_prefix="no good")
     assert [item.name for item in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_leftover_journal_is_never_replayed_into_a_new_store(tmp_path: Path, suffix: str) -> None:
+    left = tmp_path / f"store.db{suffix}"
+    left.write_bytes(b"pages of another store")
+    with pytest.raises(StoreExistsError, match=suffix):
+        Store.create(tmp_path / "store.db")
+    assert [item.name for item in tmp_path.iterdir()] == [left.name]
 
 
 def test_a_failed_init_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

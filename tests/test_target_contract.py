@@ -104,7 +104,7 @@ def plans(*names: str, deleted: list[int] | None = None) -> Page:
 
 
 def test_nothing_can_be_pulled_before_the_first_push(target: Pair) -> None:
-    with pytest.raises(TargetNotReadyError), target.source.pull(None, 0):
+    with pytest.raises(TargetNotReadyError), target.source.pull(None, None):
         pass
 
 

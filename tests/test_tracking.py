@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from keystore import Store, db
 from keystore.changelog import Reader, head
+from keystore.clock import parse_utc
 from keystore.db import open_store, remove_files
 from keystore.doctor import examine
+from keystore.errors import DamagedStoreError
 from keystore.sync import digest, engine
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
@@ -74,10 +76,15 @@ WRITES = {
     "update or replace a hash": (
         f"UPDATE OR REPLACE APIKeys SET api_key_hash = '{HASHES[1]}' WHERE api_key_id = 2;"
     ),
-    "insert or ignore": "INSERT OR IGNORE INTO Plans (name) VALUES ('pro'), ('fresh');",
-    "insert or ignore after the log was emptied": (
-        "DELETE FROM ChangeLog; INSERT OR IGNORE INTO Plans (name) VALUES ('fresh');"
+    "rows that stay when OR FAIL stops half way": (
+        "UPDATE OR FAIL APIKeys SET is_active = 0, api_key_hash = CASE api_key_id WHEN 3 THEN"
+        " (SELECT api_key_hash FROM APIKeys WHERE api_key_id = 1) ELSE api_key_hash END;"
     ),
+    "junk in the log itself": (
+        "INSERT INTO ChangeLog (table_name, record_id, operation) VALUES"
+        " ('Plans', 'abc', 'UPDATE'), ('Plans', 1.5, ''), ('Plans', x'00', 'x'), ('Nonsense', 1, 'UPDATE');"
+    ),
+    "insert or ignore": "INSERT OR IGNORE INTO Plans (name) VALUES ('pro'), ('fresh');",
     "upsert": (
         "INSERT INTO Plans (name) VALUES ('pro')"
         " ON CONFLICT (name) DO UPDATE SET stale_action = 'allow';"
@@ -116,11 +123,15 @@ def test_no_write_of_any_client_is_lost(
     path = store.file.path
     client(path, SETUP)
     assert_pushed_copy_is_equal(path, hub)
-    client(
-        path,
+    script = (
         f"PRAGMA foreign_keys = {foreign_keys}; PRAGMA recursive_triggers = {recursive_triggers};"
-        f" PRAGMA trusted_schema = OFF; {WRITES[write]}",
+        f" PRAGMA trusted_schema = OFF; {WRITES[write]}"
     )
+    if "OR FAIL" in script:
+        with pytest.raises((db.Error, subprocess.CalledProcessError)):
+            client(path, script)
+    else:
+        client(path, script)
     assert_pushed_copy_is_equal(path, hub)
     healthy.clear()  # with foreign keys off, some of these leave the orphans that they ask for
 
@@ -151,6 +162,25 @@ def test_ids_and_uuids_never_change(new_store: NewStore, write: str) -> None:
         "INSERT INTO Plans (name) VALUES (x'00')",
         "INSERT INTO Plans (name, created_at) VALUES ('x', 'yesterday')",
         "INSERT INTO Plans (name, created_at) VALUES ('x', '-0001-01-01 00:00:00')",
+        "INSERT INTO Plans (name, created_at) VALUES ('x', '2023-02-30 00:00:00')",
+        "UPDATE APIKeys SET expires_at = '2027-02-20 24:00:00'",
+        f"UPDATE APIKeys SET api_key_hash = '{HASHES[9]}' || char(0) || 'x' WHERE api_key_id = 1",
+        (
+            "INSERT INTO APIKeys (api_key, account_id, api_key_hash)"
+            f" VALUES ('------------------------------------', 1, '{HASHES[9]}')"
+        ),
+        (
+            "INSERT INTO APIKeys (api_key, account_id, api_key_hash)"
+            f" VALUES ('0000000--0000-7000-8000-000000000009', 1, '{HASHES[9]}')"
+        ),
+        (
+            "INSERT INTO APIKeys (api_key, account_id, api_key_hash)"
+            f" VALUES ('{UUIDS[9]}' || char(0), 1, '{HASHES[9]}')"
+        ),
+        (
+            "INSERT INTO UsageLog (usage_id, principal_type, principal_id, amount)"
+            " VALUES (-3, 'session', 1, 1)"
+        ),
         "INSERT INTO Accounts (email, plan_id) VALUES ('d@x', 'free')",
         "UPDATE APIKeys SET expires_at = '2027-01-01T00:00:00Z'",
         "UPDATE APIKeys SET expires_at = 1800000000",
@@ -163,6 +193,42 @@ def test_values_that_no_hub_could_hold_are_refused_at_once(new_store: NewStore, 
     bare(path, SETUP)
     with pytest.raises(db.Error, match="constraint failed"):
         bare(path, write)
+
+
+@pytest.mark.parametrize("library", ["shell", "bare"])
+def test_every_day_of_the_calendar_is_accepted(new_store: NewStore, library: str) -> None:
+    """The CHECK on times must not refuse a real one, in an old SQLite or a new one."""
+    path = new_store().file.path
+    days = (
+        "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+        " INSERT INTO Plans (name, created_at)"
+        " SELECT i, datetime(-30000000000 + i * 3100003, 'unixepoch') FROM n;"
+    )
+    (shell if library == "shell" else bare)(path, days)
+    with open_store(path) as file:
+        assert file.conn.execute("SELECT count(*) FROM Plans").fetchone() == (20001,)
+        for (text,) in file.conn.execute("SELECT created_at FROM Plans"):
+            parse_utc(text)
+
+
+def test_text_that_is_not_utf8_is_named_with_its_row(store: Store) -> None:
+    shell(store.file.path, "UPDATE Accounts SET email = CAST(x'61ff62' AS TEXT);")
+    with pytest.raises(DamagedStoreError, match="Accounts 1 holds text that is not UTF-8"):
+        engine.push(store.file, MemoryHub(), "memory:", Report(""))
+    shell(store.file.path, "UPDATE Accounts SET email = 'ada@example.org';")
+
+
+@pytest.mark.parametrize("write", ["DELETE FROM ChangeLog", "UPDATE ChangeLog SET record_id = 9"])
+def test_the_log_is_append_only(store: Store, write: str) -> None:
+    with pytest.raises(db.Error, match="append-only"):
+        bare(store.file.path, write)
+
+
+def test_a_store_with_a_trigger_missing_is_not_pushed(store: Store, healthy: list[Path]) -> None:
+    store.file.conn.execute("DROP TRIGGER trg_accounts_update")
+    with pytest.raises(DamagedStoreError, match="trg_accounts_update"):
+        engine.push(store.file, MemoryHub(), "memory:", Report(""))
+    healthy.clear()
 
 
 def test_writes_made_with_the_shell_appear_at_the_hub_after_the_next_sync(
@@ -226,6 +292,10 @@ statements = st.lists(
         ),
         st.builds("DELETE FROM Accounts WHERE account_id = {};".format, st.integers(1, 9)),
         st.builds("DELETE FROM Plans WHERE plan_id = {};".format, st.integers(1, 9)),
+        st.builds(
+            "UPDATE OR FAIL APIKeys SET api_key_hash = '{}', is_active = 0;".format,
+            st.sampled_from(HASHES[:6]),
+        ),
         st.sampled_from(["SAVEPOINT s;", "ROLLBACK;", "BEGIN;", "COMMIT;", "push"]),
     ),
     max_size=40,

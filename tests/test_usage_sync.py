@@ -84,6 +84,23 @@ def test_a_lost_acknowledgement_of_usage_counts_once(
     assert total() == 10
 
 
+def test_a_hub_that_was_put_back_gets_the_usage_again_that_it_lost(
+    replica: Path, hub: tuple[MemoryHub | PostgresHub, Total], hub_url: str
+) -> None:
+    sink, total = hub
+    with open_store(replica) as file:
+        record(file, 1, 2, 3)
+        hand_up(file, sink)
+        if isinstance(sink, MemoryHub):
+            sink.usage = {key: usage for key, usage in sink.usage.items() if key[1] < 2}
+        else:
+            with psycopg.connect(hub_url) as conn:
+                conn.execute("DELETE FROM keystore.usage_log WHERE usage_id >= 2")
+        record(file, 10)
+        assert hand_up(file, sink) == 3
+    assert total() == 16
+
+
 def test_many_pages_arrive_and_a_failure_between_them_loses_nothing(
     replica: Path,
     hub: tuple[MemoryHub | PostgresHub, Total],

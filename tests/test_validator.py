@@ -144,9 +144,32 @@ def test_usage_is_counted_per_key_and_flushed_at_the_end(store: Store) -> None:
     assert rows == [("api_key", 1, 1, 3), ("api_key", 2, 1, 7)]
 
 
-def test_negative_cost_is_refused(store: Store) -> None:
-    with Validator(store.file.path) as validator, pytest.raises(ValueError, match="cost is -1"):
-        validator.check("any", cost=-1)
+@pytest.mark.parametrize("cost", [-1, 2**63])
+def test_a_cost_that_could_not_be_counted_is_refused(store: Store, cost: int) -> None:
+    with Validator(store.file.path) as validator, pytest.raises(ValueError, match="cost is"):
+        validator.check("any", cost=cost)
+
+
+def test_a_store_that_is_migrated_meanwhile_says_not_now(store: Store) -> None:
+    token = store.issue_key("ada@example.org").token
+    with Validator(store.file.path) as validator:
+        assert validator.check(token).allowed
+        store.file.conn.execute("PRAGMA user_version = 99")
+        assert validator.check(token).reason is Reason.UNAVAILABLE
+        store.file.conn.execute("PRAGMA user_version = 1")
+        assert validator.check(token).allowed
+
+
+def test_a_clock_that_is_far_behind_the_origins_counts_as_stale(
+    replica: tuple[Path, str],
+) -> None:
+    path, token = replica
+    with Validator(path) as validator:
+        for behind, age in ((30, 0), (3600, 3600)):
+            age_by(path, -behind)
+            fresh = validator.check(token).freshness
+            assert fresh is not None
+            assert age - 30 <= fresh.age_seconds <= age
 
 
 def test_usage_is_flushed_when_so_many_checks_wait(store: Store) -> None:
@@ -245,7 +268,7 @@ def replica(store: Store, tmp_path: Path) -> tuple[Path, str]:
 def age_by(path: Path, seconds: int) -> None:
     with open_store(path) as file:
         file.conn.execute(
-            "UPDATE StoreInfo SET as_of_at = datetime('now', ?)", (f"-{seconds} seconds",)
+            "UPDATE StoreInfo SET as_of_at = datetime('now', ?)", (f"{-seconds:+} seconds",)
         )
 
 

@@ -253,10 +253,18 @@ def key_revoke(db_path: Path, key_name: str) -> None:
 
 
 @click.command()
-@click.option("--since", default=0, metavar="ID", help="Only changes after this one.")
-@click.option("--limit", default=-1, metavar="N", help="At most so many.")
+@click.option(
+    "--since",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    metavar="ID",
+    help="Only changes after this one.",
+)
+@click.option(
+    "--limit", type=click.IntRange(0, 2**63 - 1), metavar="N", help="At most so many. Default: all."
+)
 @store_options
-def changes(db_path: Path, since: int, limit: int) -> None:
+def changes(db_path: Path, since: int, limit: int | None) -> None:
     """Show the ChangeLog, oldest first.
 
     \b
@@ -266,7 +274,7 @@ def changes(db_path: Path, since: int, limit: int) -> None:
     from keystore.store import Store
 
     with Store.open(db_path) as store:
-        rows = store.changes(after=since, limit=limit)
+        rows = store.changes(after=since, limit=-1 if limit is None else limit)
     columns = ("change_id", "table_name", "record_id", "operation", "occurred_at")
     show_table(rows, columns, empty="No changes.")
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from keystore.errors import KeystoreError
+from keystore.errors import InvalidInputError, KeystoreError
+from keystore.tokens import MAX_TOKEN_LENGTH
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _JSON = "keystore.json"
@@ -26,13 +27,16 @@ class KeystoreGroup(click.Group):
                 said = {"code": error.code, "message": error.message, "hint": error.hint}
                 click.echo(json.dumps({"error": said}), err=True)
             else:
-                click.echo(f"keystore: {error}", err=True)
+                click.echo(f"keystore: {printable(str(error))}", err=True)
             ctx.exit(1)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader of our output has gone; click ends quietly
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"keystore: {where}{error.strerror or error}.", err=True)
+            click.echo(f"keystore: {printable(f'{where}{error.strerror or error}')}.", err=True)
+            ctx.exit(1)
+        except (UnicodeError, OverflowError, MemoryError) as error:
+            click.echo(f"keystore: {printable(str(error) or type(error).__name__)}.", err=True)
             ctx.exit(1)
 
 
@@ -82,7 +86,18 @@ def print_json(value: object) -> None:
 
 def argument_or_stdin(argument: str) -> str:
     """Return an argument; for "-" the first line of standard input, which no history keeps."""
-    return sys.stdin.readline().strip() if argument == "-" else argument
+    if argument != "-":
+        return argument
+    if sys.stdin is None:
+        raise InvalidInputError("standard input is closed.", hint="Pass the token as an argument.")
+    return sys.stdin.readline(2 * MAX_TOKEN_LENGTH).strip()
+
+
+def printable(text: str) -> str:
+    """Escape what could move a terminal's cursor or break a line; any client may have stored it."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def plural(number: int, noun: str) -> str:
@@ -120,7 +135,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return printable(str(value))
 
 
 def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -144,4 +159,4 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 
 
 def _is_terminal() -> bool:
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()

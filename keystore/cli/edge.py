@@ -6,6 +6,7 @@ import click
 
 from keystore.cli.common import argument_or_stdin, show, store_options
 from keystore.edge import Decision, Reason, Validator
+from keystore.edge.validator import MAX_COST
 
 _WORDS = {
     Reason.MALFORMED: "that is no token, or one with a typing error (its checksum is wrong)",
@@ -22,11 +23,18 @@ _WORDS = {
 }
 
 
+def _host(text: str) -> str:
+    """Refuse an empty address, which would mean every address of the machine."""
+    if not text.strip():
+        raise click.BadParameter("name an address")
+    return text
+
+
 @click.command()
 @click.argument("token")
 @click.option(
     "--cost",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_COST),
     default=0,
     show_default=True,
     help="Units of usage to count if it passes; 0 only asks.",
@@ -50,7 +58,13 @@ def check(db_path: Path, token: str, cost: int) -> None:
 
 
 @click.command(short_help="Answer checks over HTTP.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--host",
+    type=_host,
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

@@ -152,7 +152,8 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
     url = targets.normalized(target)
     if not url.startswith("file://"):
         raise UnsupportedTargetError(
-            f"{url}: a repository is made in a folder.", hint="Use file:///… or a path."
+            f"{targets.redacted(url)}: a repository is made in a folder.",
+            hint="Use file:///… or a path.",
         )
     folder = Folder(path_of(url))
     keys = keys_path or _default_keys(db_path)

@@ -34,7 +34,8 @@ _NOT_NOW = frozenset({Reason.STALE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
 class Freshness:
     """How current the data were: they are the origin's as of a change and a time.
 
-    ``age_seconds`` is 0 at an origin; a clock that runs behind the origin's counts as 0, too.
+    ``age_seconds`` is 0 at an origin. If this machine's clock is behind the origin's by more than
+    a minute, it is the difference: one of the two is wrong by so much.
     """
 
     as_of_change: int

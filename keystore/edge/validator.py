@@ -17,13 +17,17 @@ from typing import Any, Self
 from keystore import changelog, clock, db, sql, tokens
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
 from keystore.edge.usage import UsageBuffer
-from keystore.errors import KeystoreError, StoreNotFoundError
+from keystore.errors import DamagedStoreError, KeystoreError, StoreNotFoundError
 
 CACHE_SIZE = 100_000
 """Tokens remembered between two commits to the file, about 50 MB."""
 
 IMPATIENT_SECONDS = 0.05
-"""How long a check may wait for the write lock to flush usage."""
+"""How long a check may wait for another process's lock."""
+MAX_COST = 1 << 40
+"""Units that one check may count; keeps every sum of a flush within 64 bits."""
+CLOCK_TOLERANCE_SECONDS = 60.0
+"""How far this machine's clock may be behind the origin's before it counts as wrong."""
 
 _Q = sql.named("edge")
 
@@ -45,8 +49,8 @@ class Validator:
     def __init__(
         self, path: Path | str, *, max_pending: int = 1000, max_seconds: float = 5.0
     ) -> None:
-        self._file = db.open_store(path)
-        # Flushes that checks wait for give up at once on a locked file and try again later.
+        # Checks give up soon on a locked file: readers answer "not now", flushes try again later.
+        self._file = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
         self._writer = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
         self._usage = UsageBuffer(self._writer, max_pending=max_pending, max_seconds=max_seconds)
         self._lock = threading.Lock()
@@ -84,10 +88,10 @@ class Validator:
         is :attr:`Reason.UNAVAILABLE`. With ``cost=0`` nothing is counted.
 
         Raises:
-            ValueError: ``cost`` is negative, which would give usage back.
+            ValueError: ``cost`` is negative, which would give usage back, or above ``MAX_COST``.
         """
-        if cost < 0:
-            msg = f"cost is {cost}; it must be 0 or more"
+        if not 0 <= cost <= MAX_COST:
+            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
             raise ValueError(msg)
         with self._lock:
             try:
@@ -95,7 +99,7 @@ class Validator:
                     decision = self._decide(token)
                 if decision.allowed and cost:
                     self._count(decision, cost)
-            except KeystoreError:
+            except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
                 self._data_version = None
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
         return decision
@@ -110,9 +114,13 @@ class Validator:
             return self._flush_patiently()
 
     def flush_if_due(self) -> int:
-        """Flush if a bound is reached; for callers with a timer of their own."""
+        """Flush if a bound is reached; for callers with a timer of their own.
+
+        Raises:
+            KeystoreError: the store could not be written at once; the usage stays counted.
+        """
         with self._lock:
-            return self._flush_patiently() if self._usage.is_due else 0
+            return self._usage.flush() if self._usage.is_due else 0
 
     @property
     def pending(self) -> int:
@@ -160,6 +168,7 @@ class Validator:
             return
         self._entries.clear()
         with self._file.read() as conn:
+            db.check_version(self._file.path, *db.versions(conn))
             self._info = self._file.info()
             self._as_of_change = (
                 changelog.head(conn) if self._info.is_origin else self._info.as_of_change or 0
@@ -183,7 +192,7 @@ class Validator:
 
     def _reopen(self) -> None:
         old_file, old_writer = self._file, self._writer
-        file = db.open_store(old_file.path)
+        file = db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
         writer = db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
         if file.info().origin_id != self._info.origin_id:
             self._usage.flush()  # another origin's ids: what was counted belongs to the old file
@@ -197,7 +206,10 @@ class Validator:
             return Freshness(self._as_of_change, None, 0.0)
         if self._as_of is None:
             return None
-        return Freshness(self._as_of_change, self._info.as_of_at, max(0.0, now - self._as_of))
+        age = now - self._as_of
+        if age < -CLOCK_TOLERANCE_SECONDS:
+            age = -age  # one of the two clocks is off by so much: the data may be that old
+        return Freshness(self._as_of_change, self._info.as_of_at, max(0.0, age))
 
     def _entry(self, token_hash: str) -> Entry | None:
         try:
@@ -205,7 +217,10 @@ class Validator:
         except KeyError:
             pass
         row = self._file.conn.execute(_Q["entry"], (token_hash,)).fetchone()
-        entry = None if row is None else _entry(row)
+        try:
+            entry = None if row is None else _entry(row)
+        except (ValueError, TypeError) as error:  # written with the CHECKs off
+            raise DamagedStoreError(f"{self._file.path}: a key cannot be read: {error}.") from error
         if entry is not None:  # unknown tokens are endless; remembering them would be a leak
             if len(self._entries) >= CACHE_SIZE:
                 self._entries.clear()
@@ -228,11 +243,11 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(
         api_key_id=api_key_id,
         api_key=api_key,
-        is_active=bool(is_active),
+        is_active=is_active == 1,
         expires_at=clock.seconds(expires_at) if expires_at else None,
         account_id=account_id,
         account=account,
-        account_is_active=bool(account_is_active),
+        account_is_active=account_is_active == 1,
         plan=plan[0],
         max_staleness_seconds=plan[1],
         stale_action=plan[2],

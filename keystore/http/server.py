@@ -19,6 +19,9 @@ from keystore.http.check import Response, respond
 MAX_HEADER_BYTES = 65_536
 IDLE_SECONDS = 75.0
 FLUSH_SECONDS = 1.0
+GRACE_SECONDS = 2.0
+"""How long a client may take to read its last answers when the server ends."""
+_CREDENTIALS = {"authorization", "x-api-key"}
 
 try:
     import httptools
@@ -37,6 +40,11 @@ class _Connection(asyncio.Protocol):
         self._open_connections = open_connections
         self._parser: Any = httptools.HttpRequestParser(self)
         self._idle: asyncio.TimerHandle | None = None
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._size = self._unparsed = 0
+        self._is_in_headers = True
+        self._is_ambiguous = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
@@ -47,38 +55,71 @@ class _Connection(asyncio.Protocol):
         """Send what is answered already, then close."""
         self._transport.close()
 
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def pause_writing(self) -> None:
+        """Read no further requests from a client that does not read its answers."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._open_connections.discard(self)
         if self._idle is not None:
             self._idle.cancel()
 
     def data_received(self, data: bytes) -> None:
+        # Counted here as well: a header that never ends is never handed over.
+        self._unparsed += len(data) if self._is_in_headers else 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._transport.close()
+        except httptools.HttpParserCallbackError:  # ours, not the client's
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST)
+        if self._is_in_headers and self._unparsed > MAX_HEADER_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         self._url = b""
-        self._headers: dict[str, str] = {}
+        self._headers = {}
         self._size = 0
+        self._is_in_headers = True
+        self._is_ambiguous = False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._grow(len(url))
+        self._size += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-        self._grow(len(name) + len(value))
+        if not self._is_in_headers:
+            return  # a trailer of a chunked body; proxies check and forward headers only
+        key = name.decode("latin-1").lower()
+        # Two credentials: whoever is behind the proxy might read the other one.
+        self._is_ambiguous |= key in _CREDENTIALS and key in self._headers
+        self._headers[key] = value.decode("latin-1")
+        self._size += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
+        self._is_in_headers = False
+        self._unparsed = 0
         if self._headers.get("expect", "").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_message_complete(self) -> None:
+        self._is_in_headers = True
         if self._transport.is_closing():
+            return
+        if self._size > MAX_HEADER_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            return
+        if self._is_ambiguous:
+            self._refuse(HTTPStatus.BAD_REQUEST)
             return
         response = respond(self._validator, self._url.decode("latin-1"), self._headers)
         keep_alive = self._parser.should_keep_alive()
@@ -88,11 +129,6 @@ class _Connection(asyncio.Protocol):
             self._restart_timer()
         else:
             self._transport.close()
-
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > MAX_HEADER_BYTES:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _refuse(self, status: HTTPStatus) -> None:
         if not self._transport.is_closing():
@@ -155,12 +191,18 @@ async def serve(
         # From Python 3.12 on, leaving the block waits for every connection to end.
         for connection in tuple(open_connections):
             connection.close()
+        for _ in range(int(GRACE_SECONDS / 0.02)):
+            if not open_connections:
+                break
+            await asyncio.sleep(0.02)
+        for connection in tuple(open_connections):
+            connection.abort()
 
 
 async def _flush_regularly(validator: Validator) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
-        with contextlib.suppress(KeystoreError):  # it stays counted; the next second tries again
+        with contextlib.suppress(Exception):  # it stays counted; the next second tries again
             await asyncio.to_thread(validator.flush_if_due)
 
 

@@ -1,8 +1,10 @@
 -- Reading what changed. {table}, {id} and {columns} are filled from keystore.tables.
 
 -- name: head
--- sqlite_sequence and not max(change_id): it keeps counting when old rows are compacted away.
-SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'ChangeLog'), 0);
+-- The larger of the two. sqlite_sequence keeps counting when old rows are compacted away; but a
+-- statement that stops half way under OR FAIL keeps its rows and does not write sqlite_sequence.
+SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'ChangeLog'), 0),
+           coalesce((SELECT max(change_id) FROM ChangeLog), 0));
 
 -- name: since
 SELECT change_id, table_name, record_id, operation, occurred_at
@@ -23,7 +25,8 @@ DELETE FROM temp.Pending;
 
 -- name: fill_pending
 INSERT OR IGNORE INTO temp.Pending (table_name, record_id)
-SELECT table_name, record_id FROM ChangeLog WHERE change_id > :after AND change_id <= :up_to;
+SELECT table_name, record_id FROM ChangeLog
+WHERE change_id > :after AND change_id <= :up_to AND typeof(record_id) = 'integer';
 
 -- name: count_pending
 SELECT count(*) FROM temp.Pending;

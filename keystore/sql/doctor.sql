@@ -6,9 +6,6 @@ PRAGMA integrity_check(10);
 -- name: foreign_keys
 PRAGMA foreign_key_check;
 
--- name: schema
-SELECT type, name, sql FROM sqlite_master WHERE type IN ('table', 'trigger', 'index') AND sql IS NOT NULL;
-
 -- name: journal_mode
 PRAGMA journal_mode;
 
@@ -21,3 +18,9 @@ SELECT count(*) FROM ChangeLog WHERE occurred_at > datetime('now', '+5 minutes')
 
 -- name: replaying
 SELECT replaying FROM StoreInfo;
+
+-- name: role
+SELECT role FROM StoreInfo;
+
+-- name: identity
+SELECT store_id, incarnation, origin_id, token_prefix FROM StoreInfo;

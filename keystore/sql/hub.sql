@@ -9,6 +9,9 @@ SELECT to_regclass('keystore.hub_info') IS NOT NULL, to_regnamespace('keystore')
 -- Two `keystore hub init` at once: the second waits, then finds the schema.
 SELECT pg_advisory_xact_lock(7236837961);
 
+-- name: server_encoding
+SHOW server_encoding;
+
 -- name: hub_info
 SELECT hub_id::TEXT, schema_version FROM keystore.hub_info;
 
@@ -52,13 +55,10 @@ FROM keystore.{table} AS t
 WHERE t.store_id = %(store_id)s
   AND NOT EXISTS (SELECT FROM pg_temp.incoming_{table} AS i WHERE i.{id} = t.{id});
 
--- name: tick
-UPDATE keystore.hub_clock SET hub_seq = hub_seq + 1 RETURNING hub_seq;
-
 -- name: upsert
-INSERT INTO keystore.{table} (store_id, {columns}, hub_seq)
-SELECT %(store_id)s, {columns}, %(hub_seq)s FROM pg_temp.incoming_{table}
-ON CONFLICT (store_id, {id}) DO UPDATE SET {updates}, hub_seq = excluded.hub_seq;
+INSERT INTO keystore.{table} (store_id, {columns}, changed_at_id)
+SELECT %(store_id)s, {columns}, %(changed_at_id)s FROM pg_temp.incoming_{table}
+ON CONFLICT (store_id, {id}) DO UPDATE SET {updates}, changed_at_id = excluded.changed_at_id;
 
 -- name: delete
 WITH gone AS (
@@ -67,10 +67,10 @@ WITH gone AS (
     WHERE t.store_id = %(store_id)s AND d.table_name = '{name}' AND t.{id} = d.record_id
     RETURNING t.{id} AS record_id
 )
-INSERT INTO keystore.tombstones (store_id, table_name, record_id, hub_seq)
-SELECT %(store_id)s, '{name}', record_id, %(hub_seq)s FROM gone
+INSERT INTO keystore.tombstones (store_id, table_name, record_id, changed_at_id)
+SELECT %(store_id)s, '{name}', record_id, %(changed_at_id)s FROM gone
 ON CONFLICT (store_id, table_name, record_id)
-DO UPDATE SET hub_seq = excluded.hub_seq, deleted_at = now();
+DO UPDATE SET changed_at_id = excluded.changed_at_id, deleted_at = now();
 
 -- name: raise_dead
 DELETE FROM keystore.tombstones AS t
@@ -94,14 +94,13 @@ SELECT store_id::TEXT FROM keystore.stores WHERE push_token IS NOT NULL ORDER BY
 -- name: cut
 SELECT s.store_id::TEXT, s.incarnation::TEXT, s.token_prefix, s.schema_version,
        s.acknowledged_change,
-       to_char(s.as_of_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),
-       c.hub_seq
-FROM keystore.stores AS s, keystore.hub_clock AS c
+       to_char(s.as_of_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+FROM keystore.stores AS s
 WHERE s.store_id = %(store_id)s AND s.push_token IS NOT NULL;
 
 -- name: rows_after
 SELECT {wire} FROM keystore.{table}
-WHERE store_id = %(store_id)s AND hub_seq > %(cursor)s
+WHERE store_id = %(store_id)s AND changed_at_id > %(after)s
 ORDER BY {id};
 
 -- name: count_rows
@@ -109,8 +108,11 @@ SELECT count(*) FROM keystore.{table} WHERE store_id = %(store_id)s;
 
 -- name: deleted_after
 SELECT record_id FROM keystore.tombstones
-WHERE store_id = %(store_id)s AND table_name = '{name}' AND hub_seq > %(cursor)s
+WHERE store_id = %(store_id)s AND table_name = '{name}' AND changed_at_id > %(after)s
 ORDER BY record_id;
+
+-- name: usage_held
+SELECT coalesce(max(usage_id), 0) FROM keystore.usage_log WHERE store_id = %(store_id)s;
 
 -- name: create_incoming_usage
 CREATE TEMP TABLE incoming_usage (

@@ -4,6 +4,11 @@
 -- no identity has to be made up. No foreign keys between mirrored tables: the hub holds what the
 -- origin holds, and an origin may hold orphans that some client left there; a constraint here
 -- would turn one bad row into a push that never ends.
+--
+-- changed_at_id of a row is the origin's change up to which the push went that last wrote it. Pushes
+-- of one store take turns (they lock its row in stores), so a replica that has everything up to
+-- change N finds what it lacks by changed_at_id > N, and a hub that was put back to an earlier state
+-- cannot make it skip anything, because the count is the origin's and not the hub's.
 
 CREATE SCHEMA keystore;
 
@@ -12,13 +17,6 @@ CREATE TABLE keystore.hub_info (
     hub_id UUID NOT NULL,
     schema_version INTEGER NOT NULL,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()
-);
-
--- One row, locked by every push from its stamping to its commit: the order of hub_seq is the order
--- of commits. (With a plain sequence a reader skips what commits late, for ever.)
-CREATE TABLE keystore.hub_clock (
-    hub_clock_id SMALLINT PRIMARY KEY CHECK (hub_clock_id = 1),
-    hub_seq BIGINT NOT NULL
 );
 
 CREATE TABLE keystore.stores (
@@ -42,10 +40,10 @@ CREATE TABLE keystore.plans (
     stale_action TEXT NOT NULL,
     created_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
-    hub_seq BIGINT NOT NULL,
+    changed_at_id BIGINT NOT NULL,
     PRIMARY KEY (store_id, plan_id)
 );
-CREATE INDEX plans_hub_seq ON keystore.plans (store_id, hub_seq);
+CREATE INDEX plans_changed_at ON keystore.plans (store_id, changed_at_id);
 
 CREATE TABLE keystore.accounts (
     store_id UUID NOT NULL,
@@ -55,10 +53,10 @@ CREATE TABLE keystore.accounts (
     is_active BOOLEAN NOT NULL,
     created_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
-    hub_seq BIGINT NOT NULL,
+    changed_at_id BIGINT NOT NULL,
     PRIMARY KEY (store_id, account_id)
 );
-CREATE INDEX accounts_hub_seq ON keystore.accounts (store_id, hub_seq);
+CREATE INDEX accounts_changed_at ON keystore.accounts (store_id, changed_at_id);
 
 CREATE TABLE keystore.api_keys (
     store_id UUID NOT NULL,
@@ -71,23 +69,23 @@ CREATE TABLE keystore.api_keys (
     expires_at TIMESTAMPTZ,
     created_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
-    hub_seq BIGINT NOT NULL,
+    changed_at_id BIGINT NOT NULL,
     PRIMARY KEY (store_id, api_key_id),
     -- deferred: two keys of one push may trade places
     UNIQUE (store_id, api_key) DEFERRABLE INITIALLY DEFERRED
 );
-CREATE INDEX api_keys_hub_seq ON keystore.api_keys (store_id, hub_seq);
+CREATE INDEX api_keys_changed_at ON keystore.api_keys (store_id, changed_at_id);
 
 -- A deleted record, until every replica has seen that it is gone.
 CREATE TABLE keystore.tombstones (
     store_id UUID NOT NULL,
     table_name TEXT NOT NULL,
     record_id BIGINT NOT NULL,
-    hub_seq BIGINT NOT NULL,
+    changed_at_id BIGINT NOT NULL,
     deleted_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     PRIMARY KEY (store_id, table_name, record_id)
 );
-CREATE INDEX tombstones_hub_seq ON keystore.tombstones (store_id, hub_seq);
+CREATE INDEX tombstones_changed_at ON keystore.tombstones (store_id, changed_at_id);
 
 -- store_id is the store that recorded the row, origin_id the one whose principals it names.
 -- No foreign keys: the trail outlives what it tells of.
@@ -109,4 +107,3 @@ CREATE INDEX usage_log_principal
 
 INSERT INTO keystore.hub_info (hub_info_id, hub_id, schema_version)
 VALUES (1, gen_random_uuid(), 1);
-INSERT INTO keystore.hub_clock (hub_clock_id, hub_seq) VALUES (1, 0);

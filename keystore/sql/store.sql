@@ -48,13 +48,18 @@ SELECT account_id FROM Accounts WHERE email = ?;
 UPDATE APIKeys SET is_active = 0, updated_at = CURRENT_TIMESTAMP WHERE api_key_id = ?;
 
 -- name: sync_targets
-SELECT target_id, url, acknowledged_change, cursor, acknowledged_usage, usage_only, synced_at,
+SELECT target_id, url, acknowledged_change, acknowledged_usage, usage_only, synced_at,
        pending_token IS NOT NULL AS is_pending
 FROM SyncTargets
+WHERE url IS NOT NULL
 ORDER BY sync_target_id;
 
 -- name: usage_head
-SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'UsageLog'), 0);
+SELECT coalesce(max(usage_id), 0) FROM UsageLog;
 
 -- name: usage_total
-SELECT coalesce(sum(amount), 0) FROM UsageLog;
+SELECT CAST(total(amount) AS INTEGER) FROM UsageLog;
+
+-- name: schema
+SELECT type, name, sql FROM sqlite_master
+WHERE type IN ('table', 'trigger', 'index') AND sql IS NOT NULL;

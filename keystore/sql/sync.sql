@@ -2,15 +2,19 @@
 -- {table}, {id} and {columns} are filled from keystore.tables.
 
 -- name: target
-SELECT acknowledged_change, push_token, pending_token, cursor, acknowledged_usage
+SELECT acknowledged_change, push_token, pending_token, acknowledged_usage
 FROM SyncTargets
 WHERE target_id = ?;
 
 -- name: targets
-SELECT url, usage_only FROM SyncTargets ORDER BY sync_target_id;
+SELECT url, usage_only FROM SyncTargets WHERE url IS NOT NULL ORDER BY sync_target_id;
 
 -- name: source_state
 SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
+
+-- name: clear_url
+-- Another target answers at this URL now; what was noted of the old one stays, should it return.
+UPDATE SyncTargets SET url = NULL WHERE url = :url AND target_id <> :target_id;
 
 -- name: add_target
 INSERT INTO SyncTargets (target_id, url, usage_only) VALUES (:target_id, :url, :usage_only)
@@ -39,7 +43,6 @@ WHERE target_id = :target_id;
 
 -- name: acknowledge_pull
 UPDATE SyncTargets SET
-    cursor = :cursor,
     source_state = coalesce(:source_state, source_state),
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id;

@@ -1,8 +1,8 @@
 """Moves rows between a store and a target; knows the protocols and no driver.
 
 What a kill at any point leaves: a push or a pull has happened whole or not at all, and the next
-sync finds out which. The push does so by tokens. The next token is written to the store before
-the push starts to send, and the target keeps it with the rows. Afterwards
+sync finds out which. The push does so by tokens. The next token is written to the store just before
+the target commits, and the target keeps it with the rows. Afterwards
 
 * the target shows the old token: the push did not happen; go on from the acknowledged change;
 * the target shows the pending one: it did, and only the acknowledgement was lost; note it;
@@ -54,7 +54,6 @@ class _Bookkeeping:
     acknowledged_change: int
     push_token: str | None
     pending_token: str | None
-    cursor: int
     acknowledged_usage: int
 
 
@@ -71,17 +70,19 @@ def push(file: StoreFile, sink: Sink, url: str, report: Report) -> None:
         raise WrongRoleError(
             f"{file.path} is a replica; only an origin pushes.", hint="Run it at the origin."
         )
+    migrate.verify_tracking(file)
     remember(file, sink.target_id, url)
     origin = Origin(info.store_id, info.incarnation, info.token_prefix, db.SCHEMA_VERSION)
     with sink.push(origin) as session:
         # From here to the commit the target holds this store's lock, so no second process can
         # write a pending token between our reading of the old one and our push.
         after = _shake_hands(file, sink.target_id, session.state)
-        token = str(uuid.uuid4())
+        reader, token = Reader(file, after), str(uuid.uuid4())
+        report.pushed = _send(reader, session)
+        # Not before all pages are read: whoever copies the file and so learns the token must have
+        # every change that is pushed with it.
         with file.write() as conn:
             conn.execute(_Q["set_pending"], {"pending_token": token, "target_id": sink.target_id})
-        reader = Reader(file, after)
-        report.pushed = _send(reader, session)
         session.commit(
             up_to=reader.up_to, as_of_at=reader.as_of_at, token=token, counts=reader.counts
         )
@@ -102,8 +103,8 @@ def pull(file: StoreFile, source: Source, url: str, report: Report) -> None:
             f"{file.path} is an origin; only a replica pulls.",
             hint="Make a replica with `keystore replicate`.",
         )
-    book = remember(file, source.target_id, url)
-    with source.pull(info.origin_id, book.cursor) as cut:
+    remember(file, source.target_id, url)
+    with source.pull(info.origin_id, info.as_of_change) as cut:
         report.pulled = replay(file, cut, source.target_id)
         report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
 
@@ -119,7 +120,7 @@ def replicate(
     """
     path = Path(path)
     migrate.draft_path(path)  # a path that is taken is refused before anything is downloaded
-    with source.pull(origin_id, 0) as cut:
+    with source.pull(origin_id, None) as cut:
         draft = migrate.draft_replica(
             path, origin_id=cut.origin.store_id, token_prefix=cut.origin.token_prefix
         )
@@ -138,10 +139,12 @@ def hand_up_usage(
 ) -> None:
     """Hand up every usage row that the target has not acknowledged.
 
-    A page that was taken and not acknowledged is sent again; the target counts it once.
+    A page that was taken and not acknowledged is sent again; the target counts it once. What the
+    target has lost since, because it was put back to an earlier state, is sent again, too.
     """
     info = file.info()
-    after = remember(file, sink.target_id, url, usage_only=usage_only).acknowledged_usage
+    book = remember(file, sink.target_id, url, usage_only=usage_only)
+    after = min(book.acknowledged_usage, sink.usage_held(info.store_id))
     report.usage = 0
     while True:
         with file.read() as conn:
@@ -164,6 +167,7 @@ def remember(
 ) -> _Bookkeeping:
     """Note where a target was found; return the store's record of it, new or not."""
     with file.write() as conn:
+        conn.execute(_Q["clear_url"], {"target_id": target_id, "url": url})
         conn.execute(
             _Q["add_target"], {"target_id": target_id, "url": url, "usage_only": usage_only}
         )
@@ -174,7 +178,7 @@ def _shake_hands(file: StoreFile, target_id: str, state: TargetState) -> int | N
     """Compare tokens; return the change after which to push, ``None`` for everything."""
     with file.read() as conn:
         book = _Bookkeeping(*conn.execute(_Q["target"], (target_id,)).fetchone())
-        # A copy that was taken while a push was under way knows the right token all the same.
+        # (a target of one store that was given another's files, or a log that lost its end)
         is_behind = changelog.head(conn) < state.acknowledged_change
     if state.token is not None and state.token == book.pending_token and not is_behind:
         _acknowledge_push(file, target_id, state.acknowledged_change, state.token)

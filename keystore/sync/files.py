@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
+from urllib3.exceptions import HTTPError
 
 from keystore import db, sql
 from keystore.changelog import PAGE_SIZE, Page
@@ -102,7 +103,8 @@ class FileSink:
     @property
     def target_id(self) -> str:
         """The repository's own UUID."""
-        return repository.identity(repository.Publisher(self._folder, self._keys).root_bytes)
+        with _errors():
+            return repository.identity(repository.Publisher(self._folder, self._keys).root_bytes)
 
     @contextmanager
     def push(self, origin: Origin) -> Iterator["_FilePush"]:
@@ -226,8 +228,8 @@ class FileSource:
         self.target_id = repository.identity(self._root)
 
     @contextmanager
-    def pull(self, origin_id: str | None, cursor: int) -> Iterator[Pull]:
-        """Open a cut; see :class:`keystore.sync.protocols.Source`. Its cursor is the change id."""
+    def pull(self, origin_id: str | None, after: int | None) -> Iterator[Pull]:
+        """Open a cut; see :class:`keystore.sync.protocols.Source`."""
         with tempfile.TemporaryDirectory(prefix="keystore-") as scratch:
             folder = Path(scratch)
             with _errors():
@@ -245,7 +247,7 @@ class FileSource:
                         hint="Check the URL, or make a new replica with `keystore replicate`.",
                     )
                 pages: Iterator[Page] = iter(())
-                if said.up_to != cursor:
+                if said.up_to != after:
                     packed = folder / "packed"
                     updater.download_target(target, str(packed))
                     _unpack(packed, folder / "snapshot.sqlite", said.length)
@@ -256,8 +258,7 @@ class FileSource:
                 ),
                 as_of_change=said.up_to,
                 as_of_at=said.as_of_at,
-                cursor=said.up_to,
-                counts=said.counts if said.up_to != cursor else None,
+                counts=said.counts if said.up_to != after else None,
                 pages=pages,
                 source_state=self._state(folder / "metadata"),
             )
@@ -375,7 +376,7 @@ def _errors() -> Iterator[None]:
                 hint="Check the URL; publish from the origin first.",
             ) from error
         raise _unreachable(error) from error
-    except tuf_errors.DownloadError as error:
+    except (tuf_errors.DownloadError, HTTPError) as error:
         raise _unreachable(error) from error
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from keystore.changelog import Page
 from keystore.errors import ForkedStoreError, TargetNotReadyError
 from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState, Usage
-from keystore.tables import TRACKED, WireRow
+from keystore.tables import TRACKED, Table, WireRow
 
 Record = tuple[str, int]
 """Table name and internal id."""
@@ -21,7 +21,7 @@ Record = tuple[str, int]
 
 @dataclass
 class _Held:
-    """One origin's rows, each with the sequence of the push that last wrote or deleted it."""
+    """One origin's rows, each with the change up to which the push went that last wrote it."""
 
     origin: Origin
     acknowledged_change: int = 0
@@ -37,7 +37,6 @@ class MemoryHub:
     def __init__(self) -> None:
         self.target_id = str(uuid.uuid4())
         self.usage: dict[tuple[str, int], tuple[str, Usage]] = {}
-        self.clock = 0
         self._stores: dict[str, _Held] = {}
         self._lock = threading.RLock()
 
@@ -63,32 +62,23 @@ class MemoryHub:
             yield _MemoryPush(self, self._stores.get(origin.store_id) or _Held(origin), origin)
 
     @contextmanager
-    def pull(self, origin_id: str | None, cursor: int) -> Iterator[Pull]:
+    def pull(self, origin_id: str | None, after: int | None) -> Iterator[Pull]:
         """Open a cut; see :class:`keystore.sync.protocols.Source`."""
         with self._lock:
             held = self._find(origin_id)
-            pages = []
-            for table in TRACKED:
-                rows = [
-                    row
-                    for (name, _), (seq, row) in sorted(held.rows.items())
-                    if name == table.name and seq > cursor
-                ]
-                deleted = [
-                    record_id
-                    for (name, record_id), seq in sorted(held.tombstones.items())
-                    if name == table.name and seq > cursor > 0
-                ]
-                pages.append(Page(table, rows, deleted))
+            pages = [_page(held, table, after) for table in TRACKED]
             counts = {page.table.name: len(page.rows) for page in pages}
             yield Pull(
                 origin=held.origin,
                 as_of_change=held.acknowledged_change,
                 as_of_at=held.as_of_at,
-                cursor=self.clock,
-                counts=counts if cursor == 0 else None,
+                counts=counts if after is None else None,
                 pages=pages,
             )
+
+    def usage_held(self, store_id: str) -> int:
+        """Return the highest usage id held; see :class:`keystore.sync.protocols.UsageSink`."""
+        return max((usage_id for owner, usage_id in self.usage if owner == store_id), default=0)
 
     def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
         """Take usage; see :class:`keystore.sync.protocols.UsageSink`."""
@@ -118,6 +108,22 @@ class MemoryHub:
         self._stores[held.origin.store_id] = held
 
 
+def _page(held: _Held, table: Table, after: int | None) -> Page:
+    """Collect what a table's rows and tombstones tell of the changes past ``after``."""
+    since = -1 if after is None else after
+    rows = [
+        row
+        for (name, _), (change, row) in sorted(held.rows.items())
+        if name == table.name and change > since
+    ]
+    deleted = [
+        record_id
+        for (name, record_id), change in sorted(held.tombstones.items())
+        if name == table.name and after is not None and change > since
+    ]
+    return Page(table, rows, deleted)
+
+
 class _MemoryPush:
     def __init__(self, hub: MemoryHub, held: _Held, origin: Origin) -> None:
         self._hub, self._origin = hub, origin
@@ -131,19 +137,17 @@ class _MemoryPush:
         self._rows.update({(name, record_id): None for record_id in page.deleted})
 
     def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
-        hub, rows, tombstones = self._hub, dict(self._held.rows), dict(self._held.tombstones)
+        rows, tombstones = dict(self._held.rows), dict(self._held.tombstones)
         if counts is not None:
             for record in rows.keys() - self._rows.keys():
                 self._rows[record] = None
-        if self._rows:
-            hub.clock += 1
         for record, row in self._rows.items():
             if row is not None:
-                rows[record] = (hub.clock, row)
+                rows[record] = (up_to, row)
                 tombstones.pop(record, None)
             elif rows.pop(record, None):
-                tombstones[record] = hub.clock
-        hub._store(  # noqa: SLF001
+                tombstones[record] = up_to
+        self._hub._store(  # noqa: SLF001
             replace(
                 self._held,
                 origin=self._origin,

@@ -1,19 +1,18 @@
 """The hub: a schema in a central PostgreSQL.
 
-A push is one transaction: lock the store's row, COPY the pages into temporary tables, and only
-then take the clock row, stamp, upsert, delete, acknowledge, commit. The clock is held as late and
-as short as possible, and to the commit: so the order of ``hub_seq`` is the order of commits, and
-a replica that asks for ``hub_seq > cursor`` misses nothing.
+A push is one transaction: lock the store's row, COPY the pages into temporary tables, then upsert,
+delete, acknowledge, commit. Each row is stamped with the origin's change up to which the push goes.
+Because pushes of one store take turns, a replica that asks for what is stamped later than what it
+has misses nothing; pushes of different stores do not wait for each other.
 """
 
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 import psycopg
 from psycopg import IsolationLevel
+from psycopg.conninfo import conninfo_to_dict
 
 from keystore import db, sql
 from keystore.changelog import PAGE_SIZE, Page
@@ -21,14 +20,16 @@ from keystore.clock import parse_utc
 from keystore.errors import (
     ForkedStoreError,
     IncompleteStateError,
+    InvalidInputError,
     KeystoreError,
     SchemaVersionError,
     TargetError,
     TargetNotReadyError,
     TargetUnavailableError,
 )
+from keystore.sync.hub_rows import copy_rows, fill, from_wire
 from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState, Usage
-from keystore.tables import TRACKED, Kind, Table, WireRow, WireValue
+from keystore.tables import TRACKED, Table
 
 HUB_SCHEMA_VERSION = 1
 CONNECT_TIMEOUT_SECONDS = 10
@@ -41,12 +42,21 @@ class PostgresHub:
     """An open connection to a hub; a sink, a source and a usage sink at once."""
 
     def __init__(self, url: str) -> None:
+        try:
+            conninfo_to_dict(url)
+        except psycopg.Error:
+            # libpq's own message repeats the part that it could not read: maybe the password
+            raise InvalidInputError(
+                "the hub's URL cannot be read.",
+                hint="Check its spelling; write special characters in a password as %XX.",
+            ) from None
         with _errors():
             self._conn = psycopg.connect(
                 url,
                 autocommit=True,
                 application_name="keystore",
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                client_encoding="utf8",
             )
         self._target_id: str | None = None
 
@@ -107,6 +117,12 @@ class PostgresHub:
                     "this database has a schema named keystore that is not a hub.",
                     hint="Use another database.",
                 )
+            (encoding,) = self._row("server_encoding")
+            if encoding != "UTF8":
+                raise TargetNotReadyError(
+                    f"this database is in {encoding}; a hub needs UTF8.",
+                    hint="Make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.",
+                )
             self._conn.execute(sql.read("hub_schema"))
         return True
 
@@ -126,7 +142,7 @@ class PostgresHub:
                     raise psycopg.Rollback
 
     @contextmanager
-    def pull(self, origin_id: str | None, cursor: int) -> Iterator[Pull]:
+    def pull(self, origin_id: str | None, after: int | None) -> Iterator[Pull]:
         """Open a cut; see :class:`keystore.sync.protocols.Source`."""
         _ = self.target_id
         with _errors():
@@ -134,13 +150,13 @@ class PostgresHub:
             self._conn.read_only = True
             try:
                 with self._conn.transaction():
-                    yield self._cut(origin_id, cursor)
+                    yield self._cut(origin_id, after)
             finally:
                 if not self._conn.closed:
                     self._conn.isolation_level = None
                     self._conn.read_only = None
 
-    def _cut(self, origin_id: str | None, cursor: int) -> Pull:
+    def _cut(self, origin_id: str | None, after: int | None) -> Pull:
         if origin_id is None:
             origins = [row[0] for row in self._conn.execute(_Q["origins"]).fetchall()]
             if not origins:
@@ -158,7 +174,7 @@ class PostgresHub:
             raise TargetNotReadyError(
                 f"this hub has nothing of origin {origin_id}.", hint="Push from it first."
             )
-        *who, acknowledged_change, as_of_at, hub_seq = found
+        *who, acknowledged_change, as_of_at = found
         origin = Origin(*who)
         if origin.schema_version != db.SCHEMA_VERSION:
             raise SchemaVersionError(
@@ -171,24 +187,28 @@ class PostgresHub:
             origin=origin,
             as_of_change=acknowledged_change,
             as_of_at=as_of_at,
-            cursor=hub_seq,
-            counts=counts if cursor == 0 else None,
-            pages=self._pages(origin_id, cursor),
+            counts=counts if after is None else None,
+            pages=self._pages(origin_id, after),
         )
 
-    def _pages(self, origin_id: str, cursor: int) -> Iterator[Page]:
-        where = {"store_id": origin_id, "cursor": cursor}
+    def _pages(self, origin_id: str, after: int | None) -> Iterator[Page]:
+        where = {"store_id": origin_id, "after": -1 if after is None else after}
         for table in TRACKED:
             # A named cursor streams; a plain one would hold the whole result in memory.
             with self._conn.cursor(name="keystore_rows") as rows:
                 rows.itersize = PAGE_SIZE
-                rows.execute(_fill("rows_after", table), where)
+                rows.execute(fill("rows_after", table), where)
                 while found := rows.fetchmany(PAGE_SIZE):
                     yield Page(table, found)
-            if cursor:
-                statement = _fill("deleted_after", table)
+            if after is not None:
+                statement = fill("deleted_after", table)
                 gone = [row[0] for row in self._conn.execute(statement, where).fetchall()]
                 yield Page(table, [], gone)
+
+    def usage_held(self, store_id: str) -> int:
+        """Return the highest usage id held; see :class:`keystore.sync.protocols.UsageSink`."""
+        with _errors():
+            return int(self._row("usage_held", store_id=store_id)[0])
 
     def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
         """Take usage; see :class:`keystore.sync.protocols.UsageSink`."""
@@ -208,7 +228,7 @@ class PostgresHub:
                 )
                 for usage in rows
             )
-            _copy(self._conn, _Q["copy_incoming_usage"], _USAGE_TYPES, values)
+            copy_rows(self._conn, _Q["copy_incoming_usage"], _USAGE_TYPES, values)
             self._conn.execute(_Q["insert_usage"], who)
             other = self._conn.execute(_Q["contradicting_usage"], who).fetchone()
             if other is not None:
@@ -218,7 +238,7 @@ class PostgresHub:
                 )
 
     def _row(self, name: str, table: Table | None = None, **values: object) -> tuple[Any, ...]:
-        statement = _Q[name] if table is None else _fill(name, table)
+        statement = _Q[name] if table is None else fill(name, table)
         row = self._conn.execute(statement, values).fetchone()
         if row is None:
             raise TargetError(f"the hub answered nothing to {name}.", hint="Is it a keystore hub?")
@@ -241,24 +261,24 @@ class _HubPush:
             self._has_pages = True
             self._conn.execute(_Q["create_incoming_deleted"])
             for table in TRACKED:
-                self._conn.execute(_fill("create_incoming", table))
+                self._conn.execute(fill("create_incoming", table))
         table, name = page.table, page.table.name
         if page.repeats:
             ids = [*page.deleted, *(int(row[0] or 0) for row in page.rows)]
-            self._conn.execute(_fill("forget_incoming", table), {"ids": ids})
+            self._conn.execute(fill("forget_incoming", table), {"ids": ids})
             where = {"name": name, "ids": ids}
             self._conn.execute(_Q["forget_incoming_deleted"], where)
         if page.rows:
             types = [column.kind.value for column in table.columns]
-            values = _from_wire(table, page.rows)
-            _copy(self._conn, _fill("copy_incoming", table), types, values)
+            values = from_wire(table, page.rows)
+            copy_rows(self._conn, fill("copy_incoming", table), types, values)
         if page.deleted:
             gone = ((name, record_id) for record_id in page.deleted)
-            _copy(self._conn, _Q["copy_incoming_deleted"], ("text", "int8"), gone)
+            copy_rows(self._conn, _Q["copy_incoming_deleted"], ("text", "int8"), gone)
 
     def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
         if self._has_pages:
-            self._merge(counts)
+            self._merge(up_to, counts)
         self._conn.execute(
             _Q["acknowledge"],
             _params(self._origin)
@@ -270,78 +290,23 @@ class _HubPush:
         )
         self.committed = True
 
-    def _merge(self, counts: PageCounts | None) -> None:
+    def _merge(self, up_to: int, counts: PageCounts | None) -> None:
         conn, where = self._conn, {"store_id": self._origin.store_id}
         for table in TRACKED if counts is not None else ():
-            conn.execute(_fill("delete_unnamed", table), where)
-        tick = conn.execute(_Q["tick"]).fetchone()
-        stamp = where | {"hub_seq": tick[0] if tick else 0}
+            conn.execute(fill("delete_unnamed", table), where)
+        stamp = where | {"changed_at_id": up_to}
         for table in TRACKED:
-            conn.execute(_fill("upsert", table), stamp)
-            conn.execute(_fill("raise_dead", table), where)
+            conn.execute(fill("upsert", table), stamp)
+            conn.execute(fill("raise_dead", table), where)
         for table in reversed(TRACKED):
-            conn.execute(_fill("delete", table), stamp)
+            conn.execute(fill("delete", table), stamp)
         for table in TRACKED if counts is not None else ():
-            held = conn.execute(_fill("count_rows", table), where).fetchone()
+            held = conn.execute(fill("count_rows", table), where).fetchone()
             if counts is not None and held != (counts[table.name],):
                 raise IncompleteStateError(
                     f"the hub would hold {held} {table.name}, the store has {counts[table.name]}.",
                     hint="Nothing was written; please report this.",
                 )
-
-
-def _copy(
-    conn: psycopg.Connection[tuple[Any, ...]],
-    statement: str,
-    types: Sequence[str],
-    rows: Iterable[Sequence[object]],
-) -> None:
-    with conn.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.set_types([name.lower() for name in types])
-        for row in rows:
-            copy.write_row(row)
-
-
-def _from_wire(table: Table, rows: Iterable[WireRow]) -> Iterator[list[object]]:
-    readers = [_READ[column.kind] for column in table.columns]
-    for row in rows:
-        yield [
-            value if value is None else read(value)
-            for read, value in zip(readers, row, strict=True)
-        ]
-
-
-def _moment(value: WireValue) -> datetime:
-    return parse_utc(str(value))
-
-
-_READ: dict[Kind, Any] = {
-    Kind.BIGINT: int,
-    Kind.TEXT: str,
-    Kind.UUID: uuid.UUID,
-    Kind.BOOLEAN: bool,
-    Kind.TIMESTAMPTZ: _moment,
-}
-_WIRE = {
-    Kind.BIGINT: "{0}",
-    Kind.TEXT: "{0}",
-    Kind.UUID: "{0}::TEXT",
-    Kind.BOOLEAN: "{0}::INTEGER",
-    Kind.TIMESTAMPTZ: "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')",
-}
-
-
-def _fill(name: str, table: Table) -> str:
-    columns = table.columns
-    return _Q[name].format(
-        table=table.hub_name,
-        name=table.name,
-        id=table.id,
-        columns=table.column_list,
-        typed=", ".join(f"{column.name} {column.kind.value}" for column in columns),
-        wire=", ".join(_WIRE[column.kind].format(column.name) for column in columns),
-        updates=", ".join(f"{column.name} = excluded.{column.name}" for column in columns[1:]),
-    )
 
 
 def _params(origin: Origin) -> dict[str, object]:

@@ -72,7 +72,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Pull:
-    """One consistent cut of an origin, or what changed in it since a cursor.
+    """One consistent cut of an origin, or what changed in it since an earlier one.
 
     ``pages`` must be consumed inside the block that :meth:`Source.pull` opened. ``counts`` is
     given when the pages are everything: what they add up to, and records that they do not name
@@ -82,7 +82,6 @@ class Pull:
     origin: Origin
     as_of_change: int
     as_of_at: str
-    cursor: int
     counts: PageCounts | None
     pages: Iterable[Page]
     source_state: str | None = None
@@ -95,8 +94,11 @@ class Source(Protocol):
     def target_id(self) -> str:
         """The identity that the target states itself."""
 
-    def pull(self, origin_id: str | None, cursor: int) -> AbstractContextManager[Pull]:
-        """Open one cut of an origin's rows: those past ``cursor``, everything for 0.
+    def pull(self, origin_id: str | None, after: int | None) -> AbstractContextManager[Pull]:
+        """Open one cut of an origin's rows.
+
+        ``after`` is the origin's change up to which the replica has everything; ``None`` asks for
+        everything there is. The target may give everything anyway.
 
         ``origin_id`` ``None`` means the only origin there is.
 
@@ -127,6 +129,9 @@ class UsageSink(Protocol):
     def target_id(self) -> str:
         """The identity that the target states itself."""
 
+    def usage_held(self, store_id: str) -> int:
+        """Return the highest usage id that is held of a store, 0 if none."""
+
     def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
         """Take usage rows; those already there are not counted again.
 
@@ -152,5 +157,5 @@ class Target(Protocol):
 
 def everything(source: Source, origin_id: str | None) -> Iterator[Page]:
     """Yield all of an origin's pages from a source, as a fresh replica would get them."""
-    with source.pull(origin_id, 0) as pull:
+    with source.pull(origin_id, None) as pull:
         yield from pull.pages

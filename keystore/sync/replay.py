@@ -47,7 +47,6 @@ def replay(file: StoreFile, pull: Pull, target_id: str) -> int:
                 conn.execute(
                     _Q["acknowledge_pull"],
                     {
-                        "cursor": pull.cursor,
                         "source_state": pull.source_state,
                         "target_id": target_id,
                     },

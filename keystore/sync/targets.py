@@ -4,11 +4,12 @@
 ``https://…`` a repository to read.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
@@ -25,30 +26,89 @@ from keystore.sync.protocols import Target
 if TYPE_CHECKING:
     from keystore.sync.postgres import PostgresHub
 
-_SECRET_PARAMETERS = {"password", "sslpassword"}
+_FILE_SCHEMES = {"file", "http", "https"}
+_PLAIN_PARAMETERS = {
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslnegotiation",
+    "channel_binding",
+    "connect_timeout",
+    "application_name",
+    "options",
+    "target_session_attrs",
+    "service",
+    "load_balance_hosts",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+    "gssencmode",
+    "krbsrvname",
+    "passfile",
+    "require_auth",
+}
+_CONNINFO = re.compile(r"\b(password|host|dbname|user)\s*=")
+_SCHEME = re.compile(r"(postgres(ql)?|https?|s3|file):", re.IGNORECASE)
+_HINT = "Use postgresql://…, file:///…, https://… or a folder."
 _Q = sql.named("sync")
 
 
 def normalized(target: str) -> str:
-    """Return the URL of a target; a plain path becomes a ``file://`` URL."""
-    if not target.strip():
-        raise InvalidInputError("the target is empty.", hint="Name a URL or a folder.")
-    return target if "://" in target else Path(target).absolute().as_uri()
+    """Return the URL of a target; a plain path becomes a ``file://`` URL.
+
+    Raises:
+        InvalidInputError: no URL and no path. The message never repeats what was given, because
+            a URL that cannot be read may hold a password anywhere.
+    """
+    target = target.strip()
+    if not target:
+        raise InvalidInputError("the target is empty.", hint=_HINT)
+    if "://" not in target:
+        if _CONNINFO.search(target):
+            raise InvalidInputError("a connection string is no target.", hint=_HINT)
+        if _SCHEME.match(target):
+            raise InvalidInputError("the target's URL lacks the // after its scheme.", hint=_HINT)
+        return Path(target).absolute().as_uri()
+    scheme, _, rest = target.partition("://")
+    url = f"{scheme.lower()}://{rest}"
+    try:
+        parts = urlsplit(url)
+        has_secret = bool(parts.password) and parts.scheme in {"http", "https"}
+        is_odd = "@" in parts.path + parts.fragment or parts.netloc.count("@") > 1
+    except ValueError:
+        raise InvalidInputError("the target's URL cannot be read.", hint=_HINT) from None
+    if is_odd or (parts.fragment and scheme != "file"):
+        raise InvalidInputError(
+            "the target's URL is ambiguous.",
+            hint="Write @, / and # in a password as %40, %2F, %23.",
+        )
+    if has_secret:
+        raise InvalidInputError(
+            "a repository's URL takes no password.", hint="What it holds is signed, not secret."
+        )
+    return url.rstrip("/") if parts.scheme in _FILE_SCHEMES else url
 
 
 def redacted(url: str) -> str:
-    """Return the URL without passwords: what may be stored, shown and logged."""
+    """Return a URL of :func:`normalized` without secrets: what may be stored, shown and logged.
+
+    Of the parameters only those are kept that are known to hold none; the rest is kept to the
+    letter, because libpq does not read every encoding of the same text alike.
+    """
     parts = urlsplit(url)
-    host = parts.netloc
-    if "@" in host:
-        user, _, host = host.rpartition("@")
-        host = f"{user.partition(':')[0]}@{host}"
-    query = [
-        (name, value)
-        for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        if name not in _SECRET_PARAMETERS
-    ]
-    return urlunsplit(parts._replace(netloc=host, query=urlencode(query)))
+    user, at, host = parts.netloc.rpartition("@")
+    query = [pair for pair in parts.query.split("&") if pair.partition("=")[0] in _PLAIN_PARAMETERS]
+    netloc = f"{user.partition(':')[0]}{at}{host}"
+    return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
 
 
 def open_hub(url: str) -> "PostgresHub":
@@ -58,6 +118,7 @@ def open_hub(url: str) -> "PostgresHub":
         UnsupportedTargetError: the URL is no ``postgresql://`` one, or the driver is missing.
         TargetUnavailableError: nobody answers.
     """
+    url = normalized(url)
     if urlsplit(url).scheme not in {"postgresql", "postgres"}:
         raise UnsupportedTargetError(
             f"{redacted(url)} is not a hub.", hint="A hub's URL starts with postgresql://."
