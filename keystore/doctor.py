@@ -127,9 +127,10 @@ def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
         if sequence < highest:
             yield Finding(
                 "sequence",
-                "error",
+                # a statement that OR FAIL stopped half way does this; the next insert mends it
+                "warning",
                 f"sqlite_sequence of {table} is {sequence}, below the highest id {highest}.",
-                f"Set seq of {table} in sqlite_sequence to {highest}.",
+                f"Before the newest rows are deleted, set it to {highest}: ids would be used again.",
             )
 
 

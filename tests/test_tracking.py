@@ -82,7 +82,8 @@ WRITES = {
     ),
     "junk in the log itself": (
         "INSERT INTO ChangeLog (table_name, record_id, operation) VALUES"
-        " ('Plans', 'abc', 'UPDATE'), ('Plans', 1.5, ''), ('Plans', x'00', 'x'), ('Nonsense', 1, 'UPDATE');"
+        " ('Plans', 'abc', 'UPDATE'), ('Plans', 1.5, ''), ('Plans', x'00', 'x'),"
+        " ('Nonsense', 1, 'UPDATE');"
     ),
     "insert or ignore": "INSERT OR IGNORE INTO Plans (name) VALUES ('pro'), ('fresh');",
     "upsert": (
