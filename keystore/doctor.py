@@ -130,7 +130,7 @@ def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
                 # a statement that OR FAIL stopped half way does this; the next insert mends it
                 "warning",
                 f"sqlite_sequence of {table} is {sequence}, below the highest id {highest}.",
-                f"Before the newest rows are deleted, set it to {highest}: ids would be used again.",
+                f"Set it to {highest} before the newest rows go: their ids would be used again.",
             )
 
 
