@@ -73,15 +73,8 @@ class StoreInfo:
         return self.role == "origin"
 
 
-class StoreFile:
-    """An open store: one connection, the file's path, and transactions on it.
-
-    Not safe for use by two threads at once. Close it, or use it in a ``with`` statement.
-    """
-
-    def __init__(self, path: Path, conn: "sqlite3.Connection") -> None:
-        self.path = path
-        self.conn = conn
+class Closing:
+    """Closes itself at the end of a ``with`` block."""
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +86,21 @@ class StoreFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Give everything back."""
+        raise NotImplementedError
+
+
+class StoreFile(Closing):
+    """An open store: one connection, the file's path, and transactions on it.
+
+    Not safe for use by two threads at once. Close it, or use it in a ``with`` statement.
+    """
+
+    def __init__(self, path: Path, conn: "sqlite3.Connection") -> None:
+        self.path = path
+        self.conn = conn
 
     def close(self) -> None:
         """Close the connection; the last one to close a file checkpoints it."""

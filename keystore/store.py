@@ -7,7 +7,6 @@ one transaction, and what is wrong is said before anything is written.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
@@ -53,7 +52,7 @@ class Status:
     targets: list[TargetStatus]
 
 
-class Store:
+class Store(db.Closing):
     """An open store. Use it in a ``with`` statement, from one thread at a time.
 
     >>> from keystore import Store
@@ -80,17 +79,6 @@ class Store:
     def open(cls, path: Path | str) -> Self:
         """Open an existing store; see :func:`keystore.db.open_store`."""
         return cls(db.open_store(path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""

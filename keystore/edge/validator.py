@@ -11,8 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from keystore import changelog, clock, db, sql, tokens
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
@@ -32,7 +31,7 @@ CLOCK_TOLERANCE_SECONDS = 60.0
 _Q = sql.named("edge")
 
 
-class Validator:
+class Validator(db.Closing):
     """Validates tokens against one store, an origin or a replica. Safe to share between threads.
 
     Args:
@@ -60,17 +59,6 @@ class Validator:
         self._info = self._file.info()
         self._as_of_change = 0
         self._as_of: float | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Flush usage and close the file."""
