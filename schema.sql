@@ -1,4 +1,4 @@
--- The store: one SQLite file. Version 1.
+-- The store: one SQLite file. Version 2.
 --
 -- INTEGER identities inside (joins, foreign keys, ChangeLog.record_id), names and UUIDs outside.
 -- AUTOINCREMENT everywhere: without it SQLite hands the id of a purged row to the next one, and
@@ -62,6 +62,35 @@ CREATE TABLE Accounts (
 );
 CREATE INDEX idx_accounts_plan_id ON Accounts (plan_id);
 
+CREATE TABLE Services (
+    service_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (service_id > 0),
+    name TEXT NOT NULL UNIQUE
+        CHECK (typeof(name) = 'text' AND name <> '' AND instr(name, char(0)) = 0),
+    is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
+);
+
+-- The statuses that a key may have; a new one is an INSERT away, and denies until it says otherwise.
+CREATE TABLE APIKeyStatuses (
+    status_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (status_id > 0),
+    name TEXT NOT NULL UNIQUE
+        CHECK (typeof(name) = 'text' AND name <> '' AND instr(name, char(0)) = 0),
+    description TEXT CHECK (description IS NULL OR (typeof(description) = 'text' AND instr(description, char(0)) = 0)),
+    -- 0: no longer to be given to a key; keys that have it are denied
+    is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
+    allows_access BOOLEAN NOT NULL DEFAULT 0 CHECK (allows_access IN (0, 1)),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*'),
+    -- the status that keys are born with; the triggers that keep is_active in step rely on it
+    CHECK (name <> 'assigned' OR (is_active AND allows_access)),
+    CHECK (name <> 'revoked' OR NOT allows_access)
+);
+
 CREATE TABLE APIKeys (
     api_key_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (api_key_id > 0),
     api_key CHAR(36) NOT NULL UNIQUE
@@ -76,16 +105,78 @@ CREATE TABLE APIKeys (
         CHECK (typeof(api_key_hash) = 'text' AND instr(api_key_hash, char(0)) = 0
                AND length(api_key_hash) = 64
                AND api_key_hash NOT GLOB '*[^0-9a-f]*'),
+    -- Two words for one truth: is_active is whether the status lets the key pass. Triggers keep them
+    -- in step, whichever of the two is written.
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
+    status TEXT NOT NULL DEFAULT 'assigned' REFERENCES APIKeyStatuses (name) ON UPDATE CASCADE,
+    -- why it has this status; goes into the timeline
+    status_reason TEXT CHECK (status_reason IS NULL OR (typeof(status_reason) = 'text' AND instr(status_reason, char(0)) = 0)),
     label TEXT CHECK (label IS NULL OR (typeof(label) = 'text' AND instr(label, char(0)) = 0)),
     expires_at TIMESTAMP
         CHECK (expires_at IS datetime(strftime('%s', expires_at), 'unixepoch') AND expires_at GLOB '[12]???-*'),
+    -- networks that the key may be used from, in CIDR notation, separated by blanks; NULL: any
+    allowed_networks TEXT CHECK (allowed_networks IS NULL OR (typeof(allowed_networks) = 'text'
+        AND allowed_networks <> '' AND instr(allowed_networks, char(0)) = 0)),
+    -- a JSON object of the operator's own (not checked by json_valid(): with trusted_schema off, older
+    -- SQLites call that an unsafe function, and then cannot even read the schema)
+    metadata TEXT CHECK (metadata IS NULL OR (typeof(metadata) = 'text' AND metadata <> ''
+        AND instr(metadata, char(0)) = 0)),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
         CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
         CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
 );
 CREATE INDEX idx_apikeys_account_id ON APIKeys (account_id);
+CREATE INDEX idx_apikeys_status ON APIKeys (status) WHERE status <> 'assigned';
+
+CREATE TABLE APIKeyServiceQuotas (
+    quota_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (quota_id > 0),
+    api_key_id INTEGER NOT NULL REFERENCES APIKeys (api_key_id) ON DELETE CASCADE
+        CHECK (typeof(api_key_id) = 'integer'),
+    service_id INTEGER NOT NULL REFERENCES Services (service_id) ON DELETE CASCADE
+        CHECK (typeof(service_id) = 'integer'),
+    initial_quota INTEGER NOT NULL CHECK (typeof(initial_quota) = 'integer' AND initial_quota >= 0),
+    remaining_quota INTEGER NOT NULL
+        CHECK (typeof(remaining_quota) = 'integer' AND remaining_quota >= 0),
+    renewal TEXT NOT NULL DEFAULT 'never' CHECK (renewal IN ('never', 'daily', 'monthly')),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*'),
+    UNIQUE (api_key_id, service_id)
+);
+CREATE INDEX idx_apikeyservicequotas_service_id ON APIKeyServiceQuotas (service_id);
+
+-- The timeline of each key: every change of status, written by triggers, never changed afterwards. No
+-- foreign key: it outlives the key. That a key was made is in APIKeys.created_at.
+CREATE TABLE APIKeyStatusEvents (
+    event_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (event_id > 0),
+    api_key_id INTEGER NOT NULL,
+    api_key CHAR(36) NOT NULL,
+    old_status TEXT,
+    status TEXT NOT NULL, -- 'deleted' when the key is gone
+    reason TEXT,
+    occurred_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+CREATE INDEX idx_apikeystatusevents_api_key_id ON APIKeyStatusEvents (api_key_id, event_id);
+
+CREATE TABLE OAuthClients (
+    oauth_client_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (oauth_client_id > 0),
+    client_id TEXT NOT NULL UNIQUE
+        CHECK (typeof(client_id) = 'text' AND client_id <> '' AND instr(client_id, char(0)) = 0),
+    account_id INTEGER NOT NULL REFERENCES Accounts (account_id) ON DELETE CASCADE
+        CHECK (typeof(account_id) = 'integer'),
+    client_secret_hash TEXT NOT NULL
+        CHECK (typeof(client_secret_hash) = 'text' AND instr(client_secret_hash, char(0)) = 0
+               AND length(client_secret_hash) = 64
+               AND client_secret_hash NOT GLOB '*[^0-9a-f]*'),
+    is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
+    updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
+);
+CREATE INDEX idx_oauthclients_account_id ON OAuthClients (account_id);
 
 -- No UNIQUE and no CHECK here: an outer INSERT OR IGNORE overrides the conflict clause inside a
 -- trigger, so a constraint that fails would drop the log row and keep the change.

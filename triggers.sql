@@ -113,6 +113,198 @@ WHEN NEW.api_key_id IS NOT OLD.api_key_id OR NEW.api_key IS NOT OLD.api_key BEGI
     SELECT RAISE(ABORT, 'APIKeys.api_key_id and api_key never change: issue a new key');
 END;
 
+CREATE TRIGGER trg_services_insert AFTER INSERT ON Services BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Services', NEW.service_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_services_update AFTER UPDATE ON Services BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Services', NEW.service_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_services_delete AFTER DELETE ON Services BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Services', OLD.service_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_services_insert_replaced BEFORE INSERT ON Services BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'Services', service_id, 'DELETE' FROM Services
+    WHERE service_id = NEW.service_id OR name = NEW.name;
+END;
+
+CREATE TRIGGER trg_services_update_replaced BEFORE UPDATE ON Services
+WHEN NEW.name IS NOT OLD.name BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'Services', service_id, 'DELETE' FROM Services
+    WHERE name = NEW.name AND service_id <> OLD.service_id;
+END;
+
+CREATE TRIGGER trg_services_identity BEFORE UPDATE ON Services
+WHEN NEW.service_id IS NOT OLD.service_id BEGIN
+    SELECT RAISE(ABORT, 'Services.service_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_insert AFTER INSERT ON APIKeyStatuses BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyStatuses', NEW.status_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_update AFTER UPDATE ON APIKeyStatuses BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyStatuses', NEW.status_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_delete AFTER DELETE ON APIKeyStatuses BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyStatuses', OLD.status_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_insert_replaced BEFORE INSERT ON APIKeyStatuses BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'APIKeyStatuses', status_id, 'DELETE' FROM APIKeyStatuses
+    WHERE status_id = NEW.status_id OR name = NEW.name;
+END;
+
+CREATE TRIGGER trg_apikeystatuses_update_replaced BEFORE UPDATE ON APIKeyStatuses
+WHEN NEW.name IS NOT OLD.name BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'APIKeyStatuses', status_id, 'DELETE' FROM APIKeyStatuses
+    WHERE name = NEW.name AND status_id <> OLD.status_id;
+END;
+
+CREATE TRIGGER trg_apikeystatuses_identity BEFORE UPDATE ON APIKeyStatuses
+WHEN NEW.status_id IS NOT OLD.status_id BEGIN
+    SELECT RAISE(ABORT, 'APIKeyStatuses.status_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_insert AFTER INSERT ON APIKeyServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyServiceQuotas', NEW.quota_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_update AFTER UPDATE ON APIKeyServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyServiceQuotas', NEW.quota_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_delete AFTER DELETE ON APIKeyServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyServiceQuotas', OLD.quota_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_insert_replaced BEFORE INSERT ON APIKeyServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'APIKeyServiceQuotas', quota_id, 'DELETE' FROM APIKeyServiceQuotas
+    WHERE quota_id = NEW.quota_id OR (api_key_id = NEW.api_key_id AND service_id = NEW.service_id);
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_update_replaced BEFORE UPDATE ON APIKeyServiceQuotas
+WHEN NEW.api_key_id IS NOT OLD.api_key_id OR NEW.service_id IS NOT OLD.service_id BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'APIKeyServiceQuotas', quota_id, 'DELETE' FROM APIKeyServiceQuotas
+    WHERE api_key_id = NEW.api_key_id AND service_id = NEW.service_id AND quota_id <> OLD.quota_id;
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_identity BEFORE UPDATE ON APIKeyServiceQuotas
+WHEN NEW.quota_id IS NOT OLD.quota_id BEGIN
+    SELECT RAISE(ABORT, 'APIKeyServiceQuotas.quota_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_oauthclients_insert AFTER INSERT ON OAuthClients BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('OAuthClients', NEW.oauth_client_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_oauthclients_update AFTER UPDATE ON OAuthClients BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('OAuthClients', NEW.oauth_client_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_oauthclients_delete AFTER DELETE ON OAuthClients BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('OAuthClients', OLD.oauth_client_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_oauthclients_insert_replaced BEFORE INSERT ON OAuthClients BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'OAuthClients', oauth_client_id, 'DELETE' FROM OAuthClients
+    WHERE oauth_client_id = NEW.oauth_client_id OR client_id = NEW.client_id;
+END;
+
+CREATE TRIGGER trg_oauthclients_identity BEFORE UPDATE ON OAuthClients
+WHEN NEW.oauth_client_id IS NOT OLD.oauth_client_id OR NEW.client_id IS NOT OLD.client_id BEGIN
+    SELECT RAISE(ABORT, 'OAuthClients.oauth_client_id and client_id never change: add a new client');
+END;
+
+-- is_active and status are one truth. The rule that finds what to write: a status that was changed
+-- wins; else an is_active that was changed picks 'assigned' or 'revoked'; and is_active is whether the
+-- status allows access. Not during a replay: the origin has settled it.
+
+CREATE TRIGGER trg_apikeys_insert_status AFTER INSERT ON APIKeys
+WHEN NOT (NEW.is_active AND NEW.status = 'assigned')
+     AND NOT (SELECT replaying FROM StoreInfo) BEGIN
+    UPDATE APIKeys SET status = 'revoked'
+    WHERE api_key_id = NEW.api_key_id AND NOT NEW.is_active
+          AND (SELECT allows_access AND is_active FROM APIKeyStatuses WHERE name = NEW.status);
+    UPDATE APIKeys SET is_active = 0
+    WHERE api_key_id = NEW.api_key_id AND NEW.is_active
+          AND NOT coalesce((SELECT allows_access AND is_active FROM APIKeyStatuses
+                            WHERE name = NEW.status), 0);
+END;
+
+CREATE TRIGGER trg_apikeys_update_status AFTER UPDATE ON APIKeys
+WHEN (NEW.status IS NOT OLD.status OR NEW.is_active IS NOT OLD.is_active)
+     AND NEW.is_active <> coalesce((SELECT allows_access AND is_active FROM APIKeyStatuses
+                                    WHERE name = NEW.status), 0)
+     AND NOT (SELECT replaying FROM StoreInfo) BEGIN
+    UPDATE APIKeys SET
+        status = CASE WHEN NEW.status IS NOT OLD.status THEN NEW.status
+                      WHEN NEW.is_active THEN 'assigned' ELSE 'revoked' END,
+        is_active = CASE WHEN NEW.status IS NOT OLD.status
+                         THEN coalesce((SELECT allows_access AND is_active FROM APIKeyStatuses
+                                        WHERE name = NEW.status), 0)
+                         ELSE NEW.is_active END
+    WHERE api_key_id = NEW.api_key_id;
+END;
+
+CREATE TRIGGER trg_apikeystatuses_update_keys AFTER UPDATE ON APIKeyStatuses
+WHEN (NEW.allows_access AND NEW.is_active) IS NOT (OLD.allows_access AND OLD.is_active)
+     AND NOT (SELECT replaying FROM StoreInfo) BEGIN
+    UPDATE APIKeys SET is_active = (NEW.allows_access AND NEW.is_active)
+    WHERE status = NEW.name AND is_active <> (NEW.allows_access AND NEW.is_active);
+END;
+
+-- The timeline. The statement that settles is_active and status fires these as well, so each change is
+-- told once, when it happens.
+
+CREATE TRIGGER trg_apikeys_update_event AFTER UPDATE ON APIKeys
+WHEN NEW.status IS NOT OLD.status AND NOT (SELECT replaying FROM StoreInfo) BEGIN
+    INSERT INTO APIKeyStatusEvents (api_key_id, api_key, old_status, status, reason)
+    VALUES (NEW.api_key_id, NEW.api_key, OLD.status, NEW.status, NEW.status_reason);
+END;
+
+CREATE TRIGGER trg_apikeys_delete_event AFTER DELETE ON APIKeys
+WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
+    INSERT INTO APIKeyStatusEvents (api_key_id, api_key, old_status, status)
+    VALUES (OLD.api_key_id, OLD.api_key, OLD.status, 'deleted');
+END;
+
+CREATE TRIGGER trg_apikeystatusevents_insert AFTER INSERT ON APIKeyStatusEvents BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('APIKeyStatusEvents', NEW.event_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_apikeystatusevents_update BEFORE UPDATE ON APIKeyStatusEvents BEGIN
+    SELECT RAISE(ABORT, 'APIKeyStatusEvents is append-only');
+END;
+
+CREATE TRIGGER trg_apikeystatusevents_delete BEFORE DELETE ON APIKeyStatusEvents
+WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'APIKeyStatusEvents is append-only');
+END;
+
 -- The ChangeLog is append-only: a row that is removed before it was pushed is a change that is lost.
 
 CREATE TRIGGER trg_changelog_update BEFORE UPDATE ON ChangeLog BEGIN

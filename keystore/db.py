@@ -40,7 +40,7 @@ Error = sqlite3.Error
 
 APPLICATION_ID = 0x4B537472
 """``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """``PRAGMA user_version`` of a file that this program reads and writes."""
 FIRST_SAFE_SQLITE = (3, 51, 3)
 """Older libraries can corrupt a WAL database when a reset races with a writer."""
@@ -157,8 +157,10 @@ class StoreFile(Closing):
             raise _translate(error, self.path) from error
 
 
-def open_store(path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> StoreFile:
-    """Open an existing store of the current schema version.
+def open_store(
+    path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS, any_version: bool = False
+) -> StoreFile:
+    """Open an existing store of the current schema version, or with ``any_version`` an older one.
 
     Raises:
         StoreNotFoundError: no file there.
@@ -174,7 +176,10 @@ def open_store(path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) 
     file = StoreFile(path, connect(path, busy_timeout=busy_timeout))
     try:
         with file.errors():
-            check_version(path, *versions(file.conn))
+            application_id, version = versions(file.conn)
+            if any_version:
+                version = max(version, SCHEMA_VERSION)
+            check_version(path, application_id, version)
             apply_pragmas(file.conn)
     except BaseException:
         file.close()

@@ -1,7 +1,11 @@
-"""Makes new store files, and (from schema version 2 on) brings older ones up to date.
+"""Makes new store files, and brings older ones up to date.
 
 A store is built beside its final place and moved there whole, so that a kill at any point leaves
 either no file or a complete one.
+
+Migrations are numbered (``sql/migrations/NNNN.sql``) and go forward only. All that are due run in
+one transaction: a kill leaves the old version or the new one. Triggers are made anew afterwards,
+because a table rebuild drops them.
 """
 
 import os
@@ -84,6 +88,57 @@ def publish(draft: Path, path: Path) -> None:
         draft.unlink()
 
 
+def upgrade(path: Path | str) -> tuple[int, int]:
+    """Bring a store to the current schema version; return the version before and after.
+
+    Safe to run in several processes at once: the first does it, the others find it done.
+
+    Raises:
+        StoreNotFoundError, NotAKeystoreError, SchemaVersionError: see ``open_store``.
+        DamagedStoreError: the result would have new violations of foreign keys; nothing is changed.
+    """
+    with db.open_store(path, any_version=True) as file:
+        conn = file.conn
+        with file.errors():
+            # Both act only outside a transaction. A rebuild renames the old table away, and what
+            # refers to it must go on meaning the new one.
+            conn.execute("PRAGMA foreign_keys = OFF")
+            conn.execute("PRAGMA legacy_alter_table = ON")
+            with file.write():
+                _, before = db.versions(conn)
+                if before < db.SCHEMA_VERSION:
+                    _upgrade(file, before)
+    return before, db.SCHEMA_VERSION
+
+
+def _upgrade(file: db.StoreFile, before: int) -> None:
+    conn = file.conn
+    orphans = len(conn.execute("PRAGMA foreign_key_check").fetchall())
+    _drop_triggers(conn)
+    for version in range(before + 1, db.SCHEMA_VERSION + 1):
+        _run(conn, sql.read(f"migrations/{version:04}"))
+    _run(conn, sql.read("triggers"))
+    if not file.info().is_origin:
+        _run(conn, sql.read("replica"))
+    if len(conn.execute("PRAGMA foreign_key_check").fetchall()) > orphans:
+        raise DamagedStoreError(
+            f"{file.path}: rows would be orphaned by the migration.",
+            hint="Nothing was changed; run `keystore doctor` with the version that made the file.",
+        )
+    conn.execute(f"PRAGMA user_version = {db.SCHEMA_VERSION}")
+
+
+def _drop_triggers(conn: "sqlite3.Connection") -> None:
+    for kind, name in schema_of(conn):
+        if kind == "trigger":
+            conn.execute(f'DROP TRIGGER "{name}"')
+
+
+def _run(conn: "sqlite3.Connection", script: str) -> None:
+    for statement in sql.statements(script):
+        conn.execute(statement)
+
+
 def verify_tracking(file: db.StoreFile) -> None:
     """Make sure that no trigger is missing or altered, so that the ChangeLog tells everything.
 
@@ -148,6 +203,8 @@ def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -
                 "token_prefix": token_prefix,
             },
         )
+        if role == "origin":
+            conn.executescript(sql.read("statuses"))
         conn.execute(f"PRAGMA user_version = {db.SCHEMA_VERSION}")
         conn.execute(f"PRAGMA application_id = {db.APPLICATION_ID}")
     finally:

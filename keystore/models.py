@@ -127,18 +127,20 @@ class APIKey(BaseModel):
     account_id: int
     account: str | None
     is_active: bool
+    status: str
+    status_reason: str | None
     label: str | None
     expires_at: str | None
+    allowed_networks: str | None
+    metadata: str | None
     created_at: str
     updated_at: str
 
     @property
     def state(self) -> str:
-        """``active``, ``revoked`` or ``expired``, at this moment."""
-        if not self.is_active:
-            return "revoked"
+        """The status, or ``expired`` for a key that would pass if its time were not over."""
         is_over = self.expires_at is not None and self.expires_at <= utc_text()
-        return "expired" if is_over else "active"
+        return "expired" if self.is_active and is_over else self.status
 
 
 class IssuedKey(BaseModel):

@@ -78,6 +78,22 @@ TRACKED: tuple[Table, ...] = (
         },
     ),
     _table(
+        "Services",
+        "services",
+        {"service_id": Kind.BIGINT, "name": Kind.TEXT, "is_active": Kind.BOOLEAN},
+    ),
+    _table(
+        "APIKeyStatuses",
+        "api_key_statuses",
+        {
+            "status_id": Kind.BIGINT,
+            "name": Kind.TEXT,
+            "description": Kind.TEXT,
+            "is_active": Kind.BOOLEAN,
+            "allows_access": Kind.BOOLEAN,
+        },
+    ),
+    _table(
         "APIKeys",
         "api_keys",
         {
@@ -86,8 +102,48 @@ TRACKED: tuple[Table, ...] = (
             "account_id": Kind.BIGINT,
             "api_key_hash": Kind.TEXT,
             "is_active": Kind.BOOLEAN,
+            "status": Kind.TEXT,
+            "status_reason": Kind.TEXT,
             "label": Kind.TEXT,
             "expires_at": Kind.TIMESTAMPTZ,
+            "allowed_networks": Kind.TEXT,
+            "metadata": Kind.TEXT,
+        },
+    ),
+    _table(
+        "APIKeyServiceQuotas",
+        "api_key_service_quotas",
+        {
+            "quota_id": Kind.BIGINT,
+            "api_key_id": Kind.BIGINT,
+            "service_id": Kind.BIGINT,
+            "initial_quota": Kind.BIGINT,
+            "remaining_quota": Kind.BIGINT,
+            "renewal": Kind.TEXT,
+        },
+    ),
+    Table(
+        "APIKeyStatusEvents",
+        "api_key_status_events",
+        (
+            Column("event_id", Kind.BIGINT),
+            Column("api_key_id", Kind.BIGINT),
+            Column("api_key", Kind.UUID),
+            Column("old_status", Kind.TEXT),
+            Column("status", Kind.TEXT),
+            Column("reason", Kind.TEXT),
+            Column("occurred_at", Kind.TIMESTAMPTZ),
+        ),
+    ),
+    _table(
+        "OAuthClients",
+        "oauth_clients",
+        {
+            "oauth_client_id": Kind.BIGINT,
+            "client_id": Kind.TEXT,
+            "account_id": Kind.BIGINT,
+            "client_secret_hash": Kind.TEXT,
+            "is_active": Kind.BOOLEAN,
         },
     ),
 )

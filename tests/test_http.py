@@ -30,7 +30,7 @@ class Fixed:
         self.decision = decision
         self.asked: list[str] = []
 
-    def check(self, token: str, *, cost: int = 1) -> Decision:
+    def check(self, token: str, *, cost: int = 1, ip: str | None = None) -> Decision:
         self.asked.append(token)
         return self.decision
 
@@ -55,7 +55,9 @@ def answer(reason: Reason) -> Fixed:
         (Reason.MALFORMED, 401),
         (Reason.UNKNOWN, 401),
         (Reason.REVOKED, 401),
+        (Reason.SUSPENDED, 401),
         (Reason.EXPIRED, 401),
+        (Reason.NETWORK, 403),
         (Reason.ACCOUNT_INACTIVE, 403),
         (Reason.STALE, 503),
         (Reason.NOT_SYNCED, 503),

@@ -16,7 +16,7 @@ LAYERS = [
     {"models"},
     {"db"},
     {"migrate"},
-    {"changelog"},
+    {"changelog", "backup"},
     {"store"},
     {"sync", "edge", "testing"},
     {"http", "doctor"},

@@ -158,8 +158,8 @@ def test_a_pull_is_one_snapshot_however_the_origin_goes_on(
         store.add_plan("late")
         push(store, hub_url)
         rows = {page.table.name: len(page.rows) for page in cut.pages}
-    assert rows == {"Plans": 1, "Accounts": 1}
-    assert cut.as_of_change == 2
+    assert rows == {"Plans": 1, "Accounts": 1, "APIKeyStatuses": 5}
+    assert cut.as_of_change == 7
     reader.close()
 
 

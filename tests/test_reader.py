@@ -14,9 +14,10 @@ def many(store: Store, count: int) -> None:
 
 
 def test_many_changes_to_one_record_are_one_look(store: Store) -> None:
+    before = store.status().last_change
     for number in range(100):
         store.file.conn.execute("UPDATE Plans SET max_staleness_seconds = ?", (number + 1,))
-    pages = list(Reader(store.file, 2))
+    pages = list(Reader(store.file, before))
     assert [(page.table.name, len(page.rows)) for page in pages] == [("Plans", 1)]
 
 
@@ -41,7 +42,9 @@ def test_counts_are_those_of_the_cut(store: Store) -> None:
     for number, _ in enumerate(reader):
         if number == 0:
             store.add_plan("late")
-    assert reader.counts == {"Plans": 12, "Accounts": 1, "APIKeys": 0}
+    assert reader.counts is not None
+    assert reader.counts["Plans"] == 12
+    assert reader.counts == store.status().records
 
 
 def test_no_read_transaction_is_open_between_two_pages(store: Store, tmp_path: Path) -> None:

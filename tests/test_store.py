@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from keystore import KeystoreError, Store, tokens
-from keystore.db import open_store
+from keystore.db import SCHEMA_VERSION, open_store
 from keystore.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -135,13 +135,13 @@ def test_a_failed_init_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("version", [0, 2, 99])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, 99])
 def test_another_schema_version_is_refused_and_left_alone(store: Store, version: int) -> None:
     path = store.file.path
     store.file.conn.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(SchemaVersionError):
         open_store(path)
-    store.file.conn.execute("PRAGMA user_version = 1")
+    store.file.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def test_a_replica_is_not_administered(store: Store, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from keystore import Store, Validator
 from keystore.changelog import Page
-from keystore.db import StoreFile, open_store
+from keystore.db import SCHEMA_VERSION, StoreFile, open_store
 from keystore.doctor import examine
 from keystore.errors import (
     ForkedStoreError,
@@ -24,14 +24,20 @@ from keystore.sync.folder import Folder
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
 from keystore.sync.protocols import Origin, Sink, Source, everything
-from keystore.tables import BY_NAME
+from keystore.tables import BY_NAME, TRACKED
 from tests.conftest import NewStore
 
 ORIGIN = Origin(
-    "01890a5d-ac96-774b-bcce-b302099a8057", "0" * 8 + "-0000-4000-8000-" + "0" * 12, "sk-x-", 1
+    "01890a5d-ac96-774b-bcce-b302099a8057",
+    "0" * 8 + "-0000-4000-8000-" + "0" * 12,
+    "sk-x-",
+    SCHEMA_VERSION,
 )
 WHEN = "2026-11-20 12:00:00"
-T1, T2 = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"
+T1 = "00000000-0000-4000-8000-000000000001"
+BUILT_IN = 5
+"""Statuses that every origin starts with."""
+NONE = {table.name: 0 for table in TRACKED}
 
 
 class Pair:
@@ -112,17 +118,17 @@ def test_a_pushed_state_is_pulled_whole(target: Pair, store: Store, tmp_path: Pa
     store.issue_key("ada@example.org", label="naïve ☂ label", expires_at="2031-01-01")
     target.push(store)
     report = target.replicate(tmp_path / "replica.db")
-    assert report.pulled == 3
+    assert report.pulled == BUILT_IN + 3
     with open_store(tmp_path / "replica.db") as replica:
         assert digest.digest_store(replica) == digest.digest_store(store.file)
-        assert replica.info().as_of_change == 3
+        assert replica.info().as_of_change == BUILT_IN + 3
 
 
 def test_an_empty_origin_is_a_state_too(target: Pair, new_store: NewStore, tmp_path: Path) -> None:
     target.push(new_store())
-    assert target.replicate(tmp_path / "replica.db").pulled == 0
+    assert target.replicate(tmp_path / "replica.db").pulled == BUILT_IN
     with open_store(tmp_path / "replica.db") as replica:
-        assert replica.info().as_of_change == 0
+        assert replica.info().as_of_change == BUILT_IN
 
 
 def test_changes_deletes_and_swapped_names_arrive(
@@ -150,7 +156,7 @@ def test_changes_deletes_and_swapped_names_arrive(
 def test_a_push_of_nothing_new_refreshes_the_time_and_moves_no_rows(
     target: Pair, store: Store, tmp_path: Path
 ) -> None:
-    assert target.push(store).pushed == 2
+    assert target.push(store).pushed == BUILT_IN + 2
     target.replicate(tmp_path / "replica.db")
     assert target.push(store).pushed == 0
     assert target.pull(tmp_path / "replica.db").pulled == 0
@@ -159,9 +165,7 @@ def test_a_push_of_nothing_new_refreshes_the_time_and_moves_no_rows(
 def test_an_aborted_push_leaves_the_target_as_it_was(target: Pair) -> None:
     with target.sink.push(ORIGIN) as session:
         session.send(plans("free"))
-        session.commit(
-            up_to=1, as_of_at=WHEN, token=T1, counts={"Plans": 1, "Accounts": 0, "APIKeys": 0}
-        )
+        session.commit(up_to=1, as_of_at=WHEN, token=T1, counts=NONE | {"Plans": 1})
     with target.sink.push(ORIGIN) as session:
         session.send(plans("stolen", "new"))
     with pytest.raises(ZeroDivisionError), target.sink.push(ORIGIN) as session:
@@ -179,9 +183,7 @@ def test_the_later_of_two_pages_counts(target: Pair) -> None:
         again = Page(BY_NAME["Plans"], [plan(1, "ONE")], [2], repeats=True)
         session.send(again)
         session.send(Page(BY_NAME["Plans"], [plan(2, "TWO")], [3], repeats=True))
-        session.commit(
-            up_to=9, as_of_at=WHEN, token=T1, counts={"Plans": 2, "Accounts": 0, "APIKeys": 0}
-        )
+        session.commit(up_to=9, as_of_at=WHEN, token=T1, counts=NONE | {"Plans": 2})
     assert target.rows() == {"Plans": ["ONE", "TWO"]}
 
 
@@ -228,7 +230,7 @@ def test_a_lost_acknowledgement_is_noticed_and_nothing_is_sent_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_acknowledge_push", lambda *_: None)
-        assert target.push(store).pushed == 2
+        assert target.push(store).pushed == BUILT_IN + 2
     assert target.push(store).pushed == 0
     store.issue_key("ada@example.org")
     assert target.push(store).pushed == 1

@@ -148,7 +148,7 @@ def test_an_origin_hands_up_its_own_usage_too(store: Store, hub_url: str) -> Non
     with Validator(store.file.path) as validator:
         validator.check(token, cost=3)
     (report,) = targets.sync(store.file, hub_url)
-    assert (report.pushed, report.usage) == (3, 1)
+    assert (report.pushed, report.usage) == (8, 1)
 
 
 def test_usage_of_a_deleted_key_goes_up_and_stays(store: Store, hub_url: str) -> None:

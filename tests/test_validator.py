@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from keystore import Reason, Store, Validator
-from keystore.db import open_store, remove_files
+from keystore.db import SCHEMA_VERSION, open_store, remove_files
 from keystore.edge.decision import Entry, Freshness, decide
 from keystore.errors import NotAKeystoreError, StoreNotFoundError
 from keystore.sync import engine
@@ -24,7 +25,9 @@ ENTRY = Entry(
     api_key_id=1,
     api_key="01890a5d-ac96-774b-bcce-b302099a8057",
     is_active=True,
+    status="assigned",
     expires_at=None,
+    networks=None,
     account_id=1,
     account="ada@example.org",
     account_is_active=True,
@@ -44,7 +47,9 @@ def changed(**values: object) -> Entry:
     ("entry", "freshness", "reason"),
     [
         (ENTRY, FRESH, Reason.OK),
-        (changed(is_active=False), FRESH, Reason.REVOKED),
+        (changed(is_active=False, status="revoked"), FRESH, Reason.REVOKED),
+        (changed(is_active=False, status="paused"), FRESH, Reason.SUSPENDED),
+        (changed(networks=(ip_network("192.0.2.0/24"),)), FRESH, Reason.NETWORK),
         (changed(expires_at=100.0), FRESH, Reason.EXPIRED),
         (changed(expires_at=100.5), FRESH, Reason.OK),
         (changed(account_is_active=False), FRESH, Reason.ACCOUNT_INACTIVE),
@@ -52,13 +57,47 @@ def changed(**values: object) -> Entry:
         (changed(max_staleness_seconds=60), OLD, Reason.STALE),
         (changed(max_staleness_seconds=61), OLD, Reason.OK),
         (changed(max_staleness_seconds=60, stale_action="allow"), OLD, Reason.OK),
-        (changed(max_staleness_seconds=60, is_active=False), OLD, Reason.REVOKED),
+        (changed(max_staleness_seconds=60, is_active=False, status="revoked"), OLD, Reason.REVOKED),
     ],
 )
 def test_the_rules(entry: Entry, freshness: Freshness, reason: Reason) -> None:
     decision = decide(entry, 100.0, freshness)
     assert decision.reason is reason
     assert decision.allowed == (reason is Reason.OK)
+
+
+@pytest.mark.parametrize(
+    ("networks", "ip", "allowed"),
+    [
+        ("192.0.2.0/24 2001:db8::/32", "192.0.2.7", True),
+        ("192.0.2.0/24 2001:db8::/32", "2001:db8::1", True),
+        ("192.0.2.0/24", "::ffff:192.0.2.7", True),
+        ("192.0.2.0/24", "198.51.100.1", False),
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.0/24", None, False),
+        ("192.0.2.0/24", "nonsense", False),
+        (None, None, True),
+    ],
+)
+def test_a_key_passes_from_its_networks_only(
+    store: Store, networks: str | None, ip: str | None, allowed: bool
+) -> None:
+    token = store.issue_key("ada@example.org").token
+    store.file.conn.execute("UPDATE APIKeys SET allowed_networks = ?", (networks,))
+    with Validator(store.file.path) as validator:
+        assert validator.check(token, ip=ip).allowed is allowed
+
+
+def test_a_status_that_an_operator_adds_denies_until_it_says_otherwise(store: Store) -> None:
+    token, conn = store.issue_key("ada@example.org").token, store.file.conn
+    with Validator(store.file.path) as validator:
+        conn.execute("INSERT INTO APIKeyStatuses (name) VALUES ('trial')")
+        conn.execute("UPDATE APIKeys SET status = 'trial'")
+        assert validator.check(token).reason is Reason.SUSPENDED
+        conn.execute("UPDATE APIKeyStatuses SET allows_access = 1 WHERE name = 'trial'")
+        assert validator.check(token).allowed
+        conn.execute("UPDATE APIKeyStatuses SET is_active = 0 WHERE name = 'trial'")
+        assert validator.check(token).reason is Reason.SUSPENDED
 
 
 def sqlite_shell(path: Path, script: str) -> None:
@@ -75,6 +114,8 @@ def sqlite_shell(path: Path, script: str) -> None:
     [
         ("UPDATE APIKeys SET is_active = 0", Reason.REVOKED),
         ("UPDATE APIKeys SET expires_at = '2020-01-01 00:00:00'", Reason.EXPIRED),
+        ("UPDATE APIKeys SET status = 'suspended'", Reason.SUSPENDED),
+        ("UPDATE APIKeys SET allowed_networks = '192.0.2.0/24'", Reason.NETWORK),
         ("UPDATE Accounts SET is_active = 0", Reason.ACCOUNT_INACTIVE),
         ("DELETE FROM APIKeys", Reason.UNKNOWN),
         ("PRAGMA foreign_keys = ON; DELETE FROM Accounts", Reason.UNKNOWN),
@@ -156,7 +197,7 @@ def test_a_store_that_is_migrated_meanwhile_says_not_now(store: Store) -> None:
         assert validator.check(token).allowed
         store.file.conn.execute("PRAGMA user_version = 99")
         assert validator.check(token).reason is Reason.UNAVAILABLE
-        store.file.conn.execute("PRAGMA user_version = 1")
+        store.file.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         assert validator.check(token).allowed
 
 
@@ -278,7 +319,7 @@ def test_a_decision_says_how_fresh_it_is(replica: tuple[Path, str]) -> None:
     with Validator(path) as validator:
         fresh = validator.check(token).freshness
     assert fresh is not None
-    assert fresh.as_of_change == 3
+    assert fresh.as_of_change == 8
     assert 600 <= fresh.age_seconds < 660
 
 
@@ -351,7 +392,8 @@ def test_usage_is_not_written_to_a_file_of_another_origin(
     other = new_store("other.db")
     with Validator(path, max_seconds=3600) as validator:
         assert validator.check(token).allowed
-        path.rename(tmp_path / "moved.db")
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").rename(tmp_path / f"moved.db{suffix}")
         other.file.conn.execute("VACUUM INTO ?", (str(path),))
         assert validator.check(token).reason is Reason.UNKNOWN
     with Store.open(path) as now_there:

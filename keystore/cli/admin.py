@@ -1,4 +1,4 @@
-"""Commands of the admin side: init, plan, account, key, changes, status, doctor."""
+"""Commands of the admin side: init, plan, account, key, changes, status."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,6 @@ from keystore.cli.common import (
     show_table,
     store_options,
 )
-from keystore.db import open_store
 
 _DURATION = re.compile(r"(\d{1,6})([wdhm])")
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
@@ -319,25 +318,6 @@ def status(db_path: Path) -> None:
     show_pairs(found, pairs)
 
 
-@click.command()
-@store_options
-def doctor(db_path: Path) -> None:
-    """Look for what is wrong with the store. Changes nothing; exits with 1 if it is serious.
-
-    \b
-    Example:
-      keystore doctor --json
-    """
-    from keystore.doctor import examine
-
-    with open_store(db_path) as file:
-        found = examine(file)
-    lines = [f"{item.severity} {item.id}: {item.what}\n  {item.hint}" for item in found]
-    show(found, "\n".join(lines) or f"{db_path}: nothing is wrong.")
-    if any(item.severity == "error" for item in found):
-        click.get_current_context().exit(1)
-
-
 def _age(as_of_at: str) -> str:
     seconds = max(0, int(datetime.now(UTC).timestamp() - clock.seconds(as_of_at)))
     for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
@@ -346,4 +326,4 @@ def _age(as_of_at: str) -> str:
     return f"{seconds} seconds"
 
 
-COMMANDS: tuple[click.Command, ...] = (init, plan, account, key, changes, status, doctor)
+COMMANDS: tuple[click.Command, ...] = (init, plan, account, key, changes, status)

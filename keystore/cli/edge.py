@@ -12,7 +12,9 @@ _WORDS = {
     Reason.MALFORMED: "that is no token, or one with a typing error (its checksum is wrong)",
     Reason.UNKNOWN: "no key of this store has that token",
     Reason.REVOKED: "the key is revoked",
+    Reason.SUSPENDED: "the key's status allows no access",
     Reason.EXPIRED: "the key has expired",
+    Reason.NETWORK: "the key may not be used from that address (--ip)",
     Reason.ACCOUNT_INACTIVE: "the key's account is not active",
     Reason.STALE: (
         "this replica's data are older than the key's plan allows; run `keystore sync` at the "
@@ -39,8 +41,9 @@ def _host(text: str) -> str:
     show_default=True,
     help="Units of usage to count if it passes; 0 only asks.",
 )
+@click.option("--ip", metavar="ADDRESS", help="The client's address, for keys bound to networks.")
 @store_options
-def check(db_path: Path, token: str, cost: int) -> None:
+def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
     """Say whether TOKEN may pass; exits with 0 for yes, 1 for "no" and "not now".
 
     "-" reads the token from standard input, which keeps it out of the shell's history and the
@@ -51,7 +54,7 @@ def check(db_path: Path, token: str, cost: int) -> None:
       keystore check --db edge.db - < token.txt
     """
     with Validator(db_path) as validator:
-        decision = validator.check(argument_or_stdin(token), cost=cost)
+        decision = validator.check(argument_or_stdin(token), cost=cost, ip=ip)
     show(decision, _sentence(decision))
     if not decision.allowed:
         click.get_current_context().exit(1)

@@ -122,6 +122,25 @@ def hub_init(url: str) -> None:
     show({"hub_id": hub_id, "is_new": is_new}, text)
 
 
+@hub.command("migrate")
+@click.argument("url")
+@json_option
+def hub_migrate(url: str) -> None:
+    """Bring an older hub to this program's schema version. Safe to repeat.
+
+    \b
+    Example:
+      keystore hub migrate postgresql://hub.example.org/keystore
+    """
+    opened = targets.open_hub(url)
+    try:
+        before, after = opened.migrate()
+    finally:
+        opened.close()
+    text = f"Hub migrated from version {before} to {after}." if before < after else "Up to date."
+    show({"before": before, "after": after}, text)
+
+
 @click.group()
 def repo() -> None:
     """A repository of signed files."""

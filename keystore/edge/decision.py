@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 
 class Reason(StrEnum):
@@ -12,7 +13,11 @@ class Reason(StrEnum):
     """No token at all, or one of our shape with a wrong checksum: a typing error or a probe."""
     UNKNOWN = "unknown"
     REVOKED = "revoked"
+    SUSPENDED = "suspended"
+    """The key has another status that allows no access; it may come back."""
     EXPIRED = "expired"
+    NETWORK = "network"
+    """The client's address is not in the key's networks, or not known where it must be."""
     ACCOUNT_INACTIVE = "account_inactive"
     STALE = "stale"
     """The data are older than the key's plan allows: not "no", but "not now"."""
@@ -28,6 +33,9 @@ class Reason(StrEnum):
 
 
 _NOT_NOW = frozenset({Reason.STALE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
+
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,9 @@ class Entry:
     api_key_id: int
     api_key: str
     is_active: bool
+    status: str
     expires_at: float | None
+    networks: tuple[Network, ...] | None
     account_id: int
     account: str | None
     account_is_active: bool
@@ -73,8 +83,8 @@ class Decision:
     freshness: Freshness | None = None
 
 
-def decide(entry: Entry, now: float, freshness: Freshness) -> Decision:
-    """Apply the rules to what is known of a token; ``now`` is in Unix seconds.
+def decide(entry: Entry, now: float, freshness: Freshness, ip: str | None = None) -> Decision:
+    """Apply the rules to what is known of a token; ``now`` is in Unix seconds, ``ip`` the client's.
 
     What says "no" for certain comes first: a revoked key is refused however old the data are,
     because a revocation is never taken back by being old.
@@ -82,11 +92,13 @@ def decide(entry: Entry, now: float, freshness: Freshness) -> Decision:
     reason = Reason.OK
     bound = entry.max_staleness_seconds
     if not entry.is_active:
-        reason = Reason.REVOKED
+        reason = Reason.REVOKED if entry.status == "revoked" else Reason.SUSPENDED
     elif entry.expires_at is not None and now >= entry.expires_at:
         reason = Reason.EXPIRED
     elif not entry.account_is_active or entry.plan is None:
         reason = Reason.ACCOUNT_INACTIVE
+    elif entry.networks is not None and not _is_within(ip, entry.networks):
+        reason = Reason.NETWORK
     elif bound is not None and freshness.age_seconds > bound and entry.stale_action != "allow":
         reason = Reason.STALE
     return Decision(
@@ -99,3 +111,15 @@ def decide(entry: Entry, now: float, freshness: Freshness) -> Decision:
         plan=entry.plan,
         freshness=freshness,
     )
+
+
+def _is_within(ip: str | None, networks: tuple[Network, ...]) -> bool:
+    if ip is None:
+        return False
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return False
+    # ::ffff:192.0.2.1 is what a dual-stack socket calls the IPv4 client 192.0.2.1
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return any(mapped in network for network in networks)

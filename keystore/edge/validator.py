@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ class Validator(db.Closing):
                 self._file.close()
                 self._writer.close()
 
-    def check(self, token: str, *, cost: int = 1) -> Decision:
+    def check(self, token: str, *, cost: int = 1, ip: str | None = None) -> Decision:
         """Decide whether ``token`` may pass; if so, count ``cost`` units of usage for its key.
+
+        ``ip`` is the client's address; a key that is bound to networks does not pass without one.
 
         Never raises for what a client sends or for the state of the file: what cannot be answered
         is :attr:`Reason.UNAVAILABLE`. With ``cost=0`` nothing is counted.
@@ -84,7 +87,7 @@ class Validator(db.Closing):
         with self._lock:
             try:
                 with self._file.errors():
-                    decision = self._decide(token)
+                    decision = self._decide(token, ip)
                 if decision.allowed and cost:
                     self._count(decision, cost)
             except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
@@ -134,7 +137,7 @@ class Validator(db.Closing):
         finally:
             db.set_busy_timeout(self._writer.conn, IMPATIENT_SECONDS)
 
-    def _decide(self, token: str) -> Decision:
+    def _decide(self, token: str, ip: str | None) -> Decision:
         self._look_for_commits()
         if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
             return Decision(allowed=False, reason=Reason.MALFORMED)
@@ -147,7 +150,7 @@ class Validator(db.Closing):
         entry = self._entry(tokens.hash_token(token))
         if entry is None:
             return Decision(allowed=False, reason=Reason.UNKNOWN, freshness=freshness)
-        return decide(entry, now, freshness)
+        return decide(entry, now, freshness, ip)
 
     def _look_for_commits(self) -> None:
         self._reopen_if_replaced()
@@ -227,16 +230,19 @@ class Validator(db.Closing):
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    api_key_id, api_key, is_active, expires_at, account_id, account, account_is_active, *plan = row
+    api_key_id, api_key, is_active, status, allows_access, expires_at, networks, *rest = row
+    account_id, account, account_is_active, plan, max_staleness_seconds, stale_action = rest
     return Entry(
         api_key_id=api_key_id,
         api_key=api_key,
-        is_active=is_active == 1,
+        is_active=is_active == 1 and allows_access == 1,
+        status=status,
         expires_at=clock.seconds(expires_at) if expires_at else None,
+        networks=tuple(map(ip_network, networks.split())) if networks is not None else None,
         account_id=account_id,
         account=account,
         account_is_active=account_is_active == 1,
-        plan=plan[0],
-        max_staleness_seconds=plan[1],
-        stale_action=plan[2],
+        plan=plan,
+        max_staleness_seconds=max_staleness_seconds,
+        stale_action=stale_action,
     )

@@ -26,7 +26,7 @@ Headers = Mapping[str, str]
 class Checker(Protocol):
     """What answers checks; a :class:`keystore.edge.Validator` does."""
 
-    def check(self, token: str, *, cost: int = 1) -> Decision:
+    def check(self, token: str, *, cost: int = 1, ip: str | None = None) -> Decision:
         """Decide on a token."""
 
 
@@ -39,8 +39,13 @@ class Response:
     body: bytes
 
 
-def respond(checker: Checker, path: str, headers: Headers) -> Response:
-    """Answer one request; ``path`` is the request target, query string included."""
+def respond(checker: Checker, path: str, headers: Headers, peer: str | None = None) -> Response:
+    """Answer one request.
+
+    ``path`` is the request target, query string included; ``peer`` the address that connected. The
+    client's address is what the proxy says: the last entry of ``X-Forwarded-For``, which is the one
+    that the proxy added itself, else ``peer``.
+    """
     path = path.partition("?")[0]
     if path != CHECK_PATH and not path.startswith(CHECK_PATH + "/"):
         return _json(HTTPStatus.NOT_FOUND, {"error": f"not found; ask {CHECK_PATH}"}, ())
@@ -48,7 +53,7 @@ def respond(checker: Checker, path: str, headers: Headers) -> Response:
     if token is None:
         challenge = (("WWW-Authenticate", "Bearer"),)
         return _answer(Decision(allowed=False, reason=Reason.MALFORMED), challenge)
-    return _answer(checker.check(token), ())
+    return _answer(checker.check(token, ip=_client(headers) or peer), ())
 
 
 def token_of(headers: Headers) -> str | None:
@@ -57,6 +62,10 @@ def token_of(headers: Headers) -> str | None:
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     return headers.get("x-api-key", "").strip() or None
+
+
+def _client(headers: Headers) -> str:
+    return headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
 
 
 def _answer(decision: Decision, headers: tuple[tuple[str, str], ...]) -> Response:
@@ -86,7 +95,7 @@ def _status(decision: Decision) -> HTTPStatus:
         return HTTPStatus.OK
     if decision.reason.is_not_now:
         return HTTPStatus.SERVICE_UNAVAILABLE
-    if decision.reason is Reason.ACCOUNT_INACTIVE:
+    if decision.reason in {Reason.ACCOUNT_INACTIVE, Reason.NETWORK}:
         return HTTPStatus.FORBIDDEN
     return HTTPStatus.UNAUTHORIZED
 

@@ -121,7 +121,8 @@ class _Connection(asyncio.Protocol):
         if self._is_ambiguous:
             self._refuse(HTTPStatus.BAD_REQUEST)
             return
-        response = respond(self._validator, self._url.decode("latin-1"), self._headers)
+        peer = (self._transport.get_extra_info("peername") or (None,))[0]
+        response = respond(self._validator, self._url.decode("latin-1"), self._headers, peer)
         keep_alive = self._parser.should_keep_alive()
         is_head = self._parser.get_method() == b"HEAD"
         self._transport.write(_serialized(response, keep_alive=keep_alive, is_head=is_head))

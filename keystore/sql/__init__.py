@@ -11,8 +11,10 @@ never with values.
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from sqlite3 import complete_statement
 from types import MappingProxyType
 
 _HERE = Path(__file__).parent
@@ -24,6 +26,20 @@ def read(name: str) -> str:
     packaged = _HERE / f"{name}.sql"
     checkout = _HERE.parent.parent / f"{name}.sql"
     return (packaged if packaged.exists() else checkout).read_text(encoding="utf-8")
+
+
+def statements(script: str) -> Iterator[str]:
+    """Split a script into its statements, triggers whole.
+
+    The drivers' own ``executescript`` commits what is open, so a script that is to run inside a
+    transaction has to be run statement by statement.
+    """
+    text = ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if complete_statement(text):
+            yield text
+            text = ""
 
 
 @cache

@@ -2,9 +2,11 @@
 
 -- name: entry
 -- LEFT JOINs: a key whose account or plan some client has removed is found, and denied.
-SELECT k.api_key_id, k.api_key, k.is_active, k.expires_at, k.account_id,
+SELECT k.api_key_id, k.api_key, k.is_active, k.status,
+       coalesce(s.allows_access AND s.is_active, 0), k.expires_at, k.allowed_networks, k.account_id,
        a.email, coalesce(a.is_active, 0), p.name, p.max_staleness_seconds, p.stale_action
 FROM APIKeys AS k
+LEFT JOIN APIKeyStatuses AS s ON s.name = k.status
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
 WHERE k.api_key_hash = ?;

@@ -1,4 +1,4 @@
--- The hub: a schema in a central PostgreSQL (15 or newer). Version 1.
+-- The hub: a schema in a central PostgreSQL (15 or newer). Version 2.
 --
 -- Rows are keyed by (store_id, <internal id of that store>), so that many origins share a hub and
 -- no identity has to be made up. No foreign keys between mirrored tables: the hub holds what the
@@ -65,8 +65,12 @@ CREATE TABLE keystore.api_keys (
     account_id BIGINT NOT NULL,
     api_key_hash TEXT NOT NULL,
     is_active BOOLEAN NOT NULL,
+    status TEXT NOT NULL,
+    status_reason TEXT,
     label TEXT,
     expires_at TIMESTAMPTZ,
+    allowed_networks TEXT,
+    metadata TEXT,
     created_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
     changed_at_id BIGINT NOT NULL,
@@ -75,6 +79,80 @@ CREATE TABLE keystore.api_keys (
     UNIQUE (store_id, api_key) DEFERRABLE INITIALLY DEFERRED
 );
 CREATE INDEX api_keys_changed_at ON keystore.api_keys (store_id, changed_at_id);
+
+CREATE TABLE keystore.services (
+    store_id UUID NOT NULL,
+    service_id BIGINT NOT NULL,
+    name TEXT NOT NULL,
+    is_active BOOLEAN NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    updated_at TIMESTAMPTZ NOT NULL,
+    changed_at_id BIGINT NOT NULL,
+    PRIMARY KEY (store_id, service_id)
+);
+CREATE INDEX services_changed_at ON keystore.services (store_id, changed_at_id);
+
+CREATE TABLE keystore.api_key_statuses (
+    store_id UUID NOT NULL,
+    status_id BIGINT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT,
+    is_active BOOLEAN NOT NULL,
+    allows_access BOOLEAN NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    updated_at TIMESTAMPTZ NOT NULL,
+    changed_at_id BIGINT NOT NULL,
+    PRIMARY KEY (store_id, status_id)
+);
+CREATE INDEX api_key_statuses_changed_at ON keystore.api_key_statuses (store_id, changed_at_id);
+
+CREATE TABLE keystore.api_key_service_quotas (
+    store_id UUID NOT NULL,
+    quota_id BIGINT NOT NULL,
+    api_key_id BIGINT NOT NULL,
+    service_id BIGINT NOT NULL,
+    initial_quota BIGINT NOT NULL,
+    remaining_quota BIGINT NOT NULL,
+    renewal TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    updated_at TIMESTAMPTZ NOT NULL,
+    changed_at_id BIGINT NOT NULL,
+    PRIMARY KEY (store_id, quota_id)
+);
+CREATE INDEX api_key_service_quotas_changed_at
+    ON keystore.api_key_service_quotas (store_id, changed_at_id);
+CREATE INDEX api_key_service_quotas_key ON keystore.api_key_service_quotas (store_id, api_key_id);
+
+CREATE TABLE keystore.api_key_status_events (
+    store_id UUID NOT NULL,
+    event_id BIGINT NOT NULL,
+    api_key_id BIGINT NOT NULL,
+    api_key UUID NOT NULL,
+    old_status TEXT,
+    status TEXT NOT NULL,
+    reason TEXT,
+    occurred_at TIMESTAMPTZ NOT NULL,
+    changed_at_id BIGINT NOT NULL,
+    PRIMARY KEY (store_id, event_id)
+);
+CREATE INDEX api_key_status_events_changed_at
+    ON keystore.api_key_status_events (store_id, changed_at_id);
+CREATE INDEX api_key_status_events_key
+    ON keystore.api_key_status_events (store_id, api_key_id, event_id);
+
+CREATE TABLE keystore.oauth_clients (
+    store_id UUID NOT NULL,
+    oauth_client_id BIGINT NOT NULL,
+    client_id TEXT NOT NULL,
+    account_id BIGINT NOT NULL,
+    client_secret_hash TEXT NOT NULL,
+    is_active BOOLEAN NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    updated_at TIMESTAMPTZ NOT NULL,
+    changed_at_id BIGINT NOT NULL,
+    PRIMARY KEY (store_id, oauth_client_id)
+);
+CREATE INDEX oauth_clients_changed_at ON keystore.oauth_clients (store_id, changed_at_id);
 
 -- A deleted record, until every replica has seen that it is gone.
 CREATE TABLE keystore.tombstones (
@@ -106,4 +184,4 @@ CREATE INDEX usage_log_principal
     ON keystore.usage_log (origin_id, principal_type, principal_id, occurred_at);
 
 INSERT INTO keystore.hub_info (hub_info_id, hub_id, schema_version)
-VALUES (1, gen_random_uuid(), 1);
+VALUES (1, gen_random_uuid(), 2);

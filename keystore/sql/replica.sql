@@ -45,3 +45,78 @@ CREATE TRIGGER trg_apikeys_delete_read_only BEFORE DELETE ON APIKeys
 WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
     SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
 END;
+
+CREATE TRIGGER trg_services_insert_read_only BEFORE INSERT ON Services
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_services_update_read_only BEFORE UPDATE ON Services
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_services_delete_read_only BEFORE DELETE ON Services
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_insert_read_only BEFORE INSERT ON APIKeyStatuses
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_update_read_only BEFORE UPDATE ON APIKeyStatuses
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeystatuses_delete_read_only BEFORE DELETE ON APIKeyStatuses
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_insert_read_only BEFORE INSERT ON APIKeyServiceQuotas
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_update_read_only BEFORE UPDATE ON APIKeyServiceQuotas
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeyservicequotas_delete_read_only BEFORE DELETE ON APIKeyServiceQuotas
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeystatusevents_insert_read_only BEFORE INSERT ON APIKeyStatusEvents
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeystatusevents_update_read_only BEFORE UPDATE ON APIKeyStatusEvents
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_apikeystatusevents_delete_read_only BEFORE DELETE ON APIKeyStatusEvents
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_oauthclients_insert_read_only BEFORE INSERT ON OAuthClients
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_oauthclients_update_read_only BEFORE UPDATE ON OAuthClients
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_oauthclients_delete_read_only BEFORE DELETE ON OAuthClients
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;

@@ -24,16 +24,18 @@ WHERE :account_id IS NULL OR a.account_id = :account_id
 ORDER BY a.email;
 
 -- name: keys
-SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.label,
-       k.expires_at, k.created_at, k.updated_at
+SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.status,
+       k.status_reason, k.label, k.expires_at, k.allowed_networks, k.metadata, k.created_at,
+       k.updated_at
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 WHERE (:account IS NULL OR a.email = :account)
 ORDER BY k.api_key_id;
 
 -- name: key
-SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.label,
-       k.expires_at, k.created_at, k.updated_at
+SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.status,
+       k.status_reason, k.label, k.expires_at, k.allowed_networks, k.metadata, k.created_at,
+       k.updated_at
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash;
@@ -62,4 +64,10 @@ SELECT CAST(total(amount) AS INTEGER) FROM UsageLog;
 
 -- name: schema
 SELECT type, name, sql FROM sqlite_master
-WHERE type IN ('table', 'trigger', 'index') AND sql IS NOT NULL;
+WHERE type IN ('table', 'trigger', 'index', 'view') AND sql IS NOT NULL;
+
+-- name: quick_check
+PRAGMA quick_check(1);
+
+-- name: set_incarnation
+UPDATE StoreInfo SET incarnation = ?;

@@ -31,7 +31,7 @@ from keystore.sync.hub_rows import copy_rows, fill, from_wire
 from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState, Usage
 from keystore.tables import TRACKED, Table
 
-HUB_SCHEMA_VERSION = 1
+HUB_SCHEMA_VERSION = 2
 CONNECT_TIMEOUT_SECONDS = 10
 
 _Q = sql.named("hub")
@@ -72,16 +72,10 @@ class PostgresHub:
             with _errors():
                 has_hub, _ = self._row("exists")
                 if not has_hub:
-                    raise TargetNotReadyError(
-                        "this database is not a keystore hub yet.",
-                        hint="Run `keystore hub init` with the same URL.",
-                    )
+                    raise _no_hub()
                 hub_id, version = self._row("hub_info")
             if version != HUB_SCHEMA_VERSION:
-                raise SchemaVersionError(
-                    f"the hub's schema version is {version}, this program's {HUB_SCHEMA_VERSION}.",
-                    hint="Update the older of the two.",
-                )
+                raise _other_version(version)
             self._target_id = hub_id
         return self._target_id
 
@@ -125,6 +119,27 @@ class PostgresHub:
                 )
             self._conn.execute(sql.read("hub_schema"))
         return True
+
+    def migrate(self) -> tuple[int, int]:
+        """Bring the hub to this program's schema version, in one transaction.
+
+        Returns the version before and after.
+
+        Raises:
+            TargetNotReadyError: there is no hub.
+            SchemaVersionError: the hub is newer than this program.
+        """
+        with _errors(), self._conn.transaction():
+            self._conn.execute(_Q["lock_init"])
+            has_hub, _ = self._row("exists")
+            if not has_hub:
+                raise _no_hub()
+            _, before = self._row("hub_info")
+            if before > HUB_SCHEMA_VERSION:
+                raise _other_version(before)
+            for version in range(before + 1, HUB_SCHEMA_VERSION + 1):
+                self._conn.execute(sql.read(f"hub_migrations/{version:04}"))
+        return before, HUB_SCHEMA_VERSION
 
     @contextmanager
     def push(self, origin: Origin) -> Iterator["_HubPush"]:
@@ -340,3 +355,19 @@ def _errors() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _no_hub() -> TargetNotReadyError:
+    return TargetNotReadyError(
+        "this database is not a keystore hub yet.",
+        hint="Run `keystore hub init` with the same URL.",
+    )
+
+
+def _other_version(version: int) -> SchemaVersionError:
+    return SchemaVersionError(
+        f"the hub's schema version is {version}, this program's {HUB_SCHEMA_VERSION}.",
+        hint="Run `keystore hub migrate` with the same URL."
+        if version < HUB_SCHEMA_VERSION
+        else "Update keystore on this machine.",
+    )
