@@ -158,7 +158,7 @@ CREATE TABLE APIKeyStatusEvents (
     reason TEXT,
     occurred_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
-CREATE INDEX idx_apikeystatusevents_api_key_id ON APIKeyStatusEvents (api_key_id, event_id);
+CREATE INDEX idx_apikeystatusevents_api_key ON APIKeyStatusEvents (api_key, event_id);
 
 CREATE TABLE OAuthClients (
     oauth_client_id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (oauth_client_id > 0),

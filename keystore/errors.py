@@ -85,6 +85,12 @@ class AlreadyExistsError(KeystoreError):
     code = "already_exists"
 
 
+class InUseError(KeystoreError):
+    """Something else needs the record that was to be removed."""
+
+    code = "in_use"
+
+
 class InvalidInputError(KeystoreError):
     """A value from outside does not have the required form."""
 

@@ -7,6 +7,7 @@ is the store's to say.
 import re
 import unicodedata
 from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     ValidationError,
 )
@@ -67,6 +69,11 @@ Email = Annotated[
 Moment = Annotated[datetime, AfterValidator(_to_utc)]
 
 
+Network = Annotated[IPv4Network | IPv6Network, Field(union_mode="left_to_right")]
+Units = Annotated[int, Field(ge=0, lt=2**63)]
+Renewal = Literal["never", "daily", "monthly"]
+
+
 class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,6 +99,44 @@ class KeyInput(_Input):
     account: Email
     label: Text | None = None
     expires_at: Moment | None = None
+    networks: tuple[Network, ...] = ()
+    metadata: dict[str, JsonValue] | None = None
+    quotas: dict[Text, Units] = Field(default_factory=dict)
+    renewal: Renewal = "never"
+
+
+class ExpiryInput(_Input):
+    """A key's expiry, or none."""
+
+    expires_at: Moment | None
+
+
+class ReasonInput(_Input):
+    """Why a key changes its status."""
+
+    reason: Text | None
+
+
+class QuotaInput(_Input):
+    """Units of a service for a key."""
+
+    service: Text
+    quota: Units
+    renewal: Renewal = "never"
+
+
+class ServiceInput(_Input):
+    """A service to add."""
+
+    name: Text
+
+
+class StatusInput(_Input):
+    """A status to add."""
+
+    name: Text
+    description: Text | None = None
+    allows_access: bool = False
 
 
 class Plan(BaseModel):
@@ -141,6 +186,49 @@ class APIKey(BaseModel):
         """The status, or ``expired`` for a key that would pass if its time were not over."""
         is_over = self.expires_at is not None and self.expires_at <= utc_text()
         return "expired" if self.is_active and is_over else self.status
+
+
+class Service(BaseModel):
+    """A service as the store holds it; ``keys`` counts those with a quota for it."""
+
+    service_id: int
+    name: str
+    is_active: bool
+    keys: int
+    created_at: str
+    updated_at: str
+
+
+class Status(BaseModel):
+    """A status that keys may have; ``keys`` counts those that have it."""
+
+    status_id: int
+    name: str
+    description: str | None
+    is_active: bool
+    allows_access: bool
+    keys: int
+    created_at: str
+    updated_at: str
+
+
+class StatusEvent(BaseModel):
+    """One change of a key's status."""
+
+    status: str
+    old_status: str | None
+    reason: str | None
+    occurred_at: str
+
+
+class Quota(BaseModel):
+    """What a key may use of a service, and what is left."""
+
+    service: str
+    initial_quota: int
+    remaining_quota: int
+    renewal: str
+    updated_at: str
 
 
 class IssuedKey(BaseModel):

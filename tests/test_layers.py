@@ -17,6 +17,7 @@ LAYERS = [
     {"db"},
     {"migrate"},
     {"changelog", "backup"},
+    {"admin"},
     {"store"},
     {"sync", "edge", "testing"},
     {"http", "doctor"},

@@ -159,7 +159,8 @@ def columns(url: str) -> list[tuple[object, ...]]:
                 " FROM information_schema.columns WHERE table_schema = 'keystore' ORDER BY 1, 2"
             ).fetchall()
             + conn.execute(
-                "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'keystore' ORDER BY 1"
+                "SELECT indexname, indexdef FROM pg_indexes"
+                " WHERE schemaname = 'keystore' ORDER BY 1"
             ).fetchall()
         )
 

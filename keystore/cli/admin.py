@@ -1,53 +1,20 @@
-"""Commands of the admin side: init, plan, account, key, changes, status."""
+"""Commands of the admin side: init, plan, account, service, changes, status."""
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from keystore import clock, tokens
 from keystore.cli.common import (
-    argument_or_stdin,
     json_option,
     plural,
+    seconds,
     show,
     show_pairs,
     show_table,
     store_options,
 )
-
-_DURATION = re.compile(r"(\d{1,6})([wdhm])")
-_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
-
-
-def _expiry(text: str) -> datetime:
-    """Read a duration from now, or an ISO 8601 time (UTC if it names no zone)."""
-    try:
-        delta = _duration(text)
-        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) + delta
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is neither like 2w, 90d, 12h or 30m nor an ISO 8601 time"
-        ) from None
-
-
-def _seconds(text: str) -> int:
-    """Read a duration, or a plain number of seconds."""
-    delta = _duration(text)
-    if delta is not None:
-        return int(delta.total_seconds())
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither like 2w, 1d, 12h or 30m nor a number of seconds"
-        ) from None
-
-
-def _duration(text: str) -> timedelta | None:
-    match = _DURATION.fullmatch(text)
-    return timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else None
 
 
 @click.command(short_help="Make a new origin store.")
@@ -88,7 +55,7 @@ def plan() -> None:
 @click.argument("name")
 @click.option(
     "--max-staleness",
-    type=_seconds,
+    type=seconds,
     metavar="AGE",
     help="How old a replica's data may be for this plan's keys: 1d, 12h, or seconds; its origin "
     "must sync at least this often. Default: any age.",
@@ -113,6 +80,53 @@ def plan_add(db_path: Path, name: str, max_staleness: int | None, when_stale: st
     with Store.open(db_path) as store:
         added = store.add_plan(name, max_staleness_seconds=max_staleness, stale_action=when_stale)
     show(added, f"Added plan {added.name}.")
+
+
+@plan.command("set")
+@click.argument("name")
+@click.option("--rename", metavar="NAME", help="A new name.")
+@click.option(
+    "--max-staleness", type=seconds, metavar="AGE", help="As with `plan add`; 0 takes it away."
+)
+@click.option("--when-stale", type=click.Choice(["deny", "allow"]), help="As with `plan add`.")
+@store_options
+def plan_set(
+    db_path: Path,
+    name: str,
+    rename: str | None,
+    max_staleness: int | None,
+    when_stale: str | None,
+) -> None:
+    """Change what is given of a plan.
+
+    \b
+    Example:
+      keystore plan set pro --rename professional --max-staleness 12h
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        changed = store.change_plan(
+            name, rename=rename, max_staleness_seconds=max_staleness, stale_action=when_stale
+        )
+    show(changed, f"Plan {changed.name} is as you said.")
+
+
+@plan.command("remove")
+@click.argument("name")
+@store_options
+def plan_remove(db_path: Path, name: str) -> None:
+    """Remove a plan that no account is on.
+
+    \b
+    Example:
+      keystore plan remove trial
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        removed = store.remove_plan(name)
+    show(removed, f"Removed plan {removed.name}.")
 
 
 @plan.command("list")
@@ -155,6 +169,51 @@ def account_add(db_path: Path, email: str, plan_name: str) -> None:
     show(added, f"Added account {added.email} on plan {added.plan}.")
 
 
+@account.command("set")
+@click.argument("email")
+@click.option("--rename", metavar="EMAIL", help="A new address.")
+@click.option("--plan", "plan_name", metavar="NAME", help="Move it to this plan.")
+@click.option("--active/--inactive", default=None, help="Whether its keys pass.")
+@store_options
+def account_set(
+    db_path: Path,
+    email: str,
+    rename: str | None,
+    plan_name: str | None,
+    active: bool | None,
+) -> None:
+    """Change what is given of an account.
+
+    \b
+    Example:
+      keystore account set ada@example.org --plan pro
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        changed = store.change_account(email, rename=rename, plan=plan_name, is_active=active)
+    state = "active" if changed.is_active else "not active"
+    show(changed, f"Account {changed.email} is on plan {changed.plan} and {state}.")
+
+
+@account.command("remove")
+@click.argument("email")
+@click.option("--with-keys", is_flag=True, help="Delete its keys as well.")
+@store_options
+def account_remove(db_path: Path, email: str, with_keys: bool) -> None:
+    """Remove an account; the usage and the timelines of its keys stay.
+
+    \b
+    Example:
+      keystore account remove ada@example.org --with-keys
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        removed = store.remove_account(email, with_keys=with_keys)
+    show(removed, f"Removed account {removed.email} and {plural(removed.keys, 'key')}.")
+
+
 @account.command("list")
 @store_options
 def account_list(db_path: Path) -> None:
@@ -173,82 +232,60 @@ def account_list(db_path: Path) -> None:
 
 
 @click.group()
-def key() -> None:
-    """Keys: issue, list, revoke."""
+def service() -> None:
+    """Services that keys may be used for."""
 
 
-@key.command("issue")
-@click.argument("account_email", metavar="ACCOUNT")
-@click.option("--label", metavar="TEXT", help="What the key is for, in your words.")
-@click.option(
-    "--expires",
-    type=_expiry,
-    metavar="WHEN",
-    help="2w, 90d, 12h or 30m from now, or an ISO 8601 time (UTC). Default: never.",
-)
+@service.command("add")
+@click.argument("name")
 @store_options
-def key_issue(
-    db_path: Path, account_email: str, label: str | None, expires: datetime | None
-) -> None:
-    """Issue a key to ACCOUNT and print its token, once: the store keeps only a hash.
+def service_add(db_path: Path, name: str) -> None:
+    """Add a service.
 
     \b
     Example:
-      keystore key issue ada@example.org --label laptop --expires 90d
+      keystore service add translation
     """
     from keystore.store import Store
 
     with Store.open(db_path) as store:
-        issued = store.issue_key(account_email, label=label, expires_at=expires)
-    show_pairs(
-        issued,
-        [
-            ("key", issued.key.api_key),
-            ("account", issued.key.account),
-            ("expires", issued.key.expires_at or "never"),
-            ("token", issued.token),
-        ],
-    )
-    click.echo("Keep the token now: it is not stored and cannot be shown again.", err=True)
+        added = store.add_service(name)
+    show(added, f"Added service {added.name}.")
 
 
-@key.command("list")
-@click.option("--account", "account_email", metavar="EMAIL", help="Only this account's keys.")
+@service.command("set")
+@click.argument("name")
+@click.option("--active/--inactive", required=True, help="Whether it may be used.")
 @store_options
-def key_list(db_path: Path, account_email: str | None) -> None:
-    """List the keys, oldest first.
+def service_set(db_path: Path, name: str, active: bool) -> None:
+    """Switch a service on or off.
 
     \b
     Example:
-      keystore key list --account ada@example.org
+      keystore service set translation --inactive
     """
     from keystore.store import Store
 
     with Store.open(db_path) as store:
-        rows = store.keys(account=account_email)
-    columns = ("api_key", "account", "state", "expires_at", "label")
-    show_table(rows, columns, empty="No keys yet; `keystore key issue ACCOUNT` issues one.")
+        changed = store.change_service(name, is_active=active)
+    show(changed, f"Service {changed.name} is {'on' if changed.is_active else 'off'}.")
 
 
-@key.command("revoke")
-@click.argument("key_name", metavar="KEY")
+@service.command("list")
 @store_options
-def key_revoke(db_path: Path, key_name: str) -> None:
-    """Revoke KEY, named by its UUID or by its token ("-" reads that from standard input).
+def service_list(db_path: Path) -> None:
+    """List the services.
 
     \b
     Example:
-      keystore key revoke 01890a5d-ac96-774b-bcce-b302099a8057
+      keystore service list
     """
     from keystore.store import Store
 
     with Store.open(db_path) as store:
-        revoked = store.revoke_key(argument_or_stdin(key_name))
-        targets = store.status().targets
-    text = f"Revoked key {revoked.api_key} of {revoked.account}."
-    if targets:
-        text += " Replicas learn of it with the next `keystore sync`."
-    show(revoked, text)
+        rows = store.services()
+    columns = ("name", "is_active", "keys", "created_at")
+    show_table(rows, columns, empty="No services yet; `keystore service add NAME` adds one.")
 
 
 @click.command()
@@ -326,4 +363,4 @@ def _age(as_of_at: str) -> str:
     return f"{seconds} seconds"
 
 
-COMMANDS: tuple[click.Command, ...] = (init, plan, account, key, changes, status)
+COMMANDS: tuple[click.Command, ...] = (init, plan, account, service, changes, status)

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from keystore.tokens import MAX_TOKEN_LENGTH
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _JSON = "keystore.json"
+_DURATION = re.compile(r"(\d{1,6})([wdhm])")
+_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
 
 
 class KeystoreGroup(click.Group):
@@ -65,6 +69,35 @@ db_option = click.option(
     metavar="FILE",
     help="The store's file.",
 )
+
+
+def expiry(text: str) -> datetime:
+    """Read a duration from now, or an ISO 8601 time (UTC if it names no zone)."""
+    try:
+        delta = _duration(text)
+        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) + delta
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither like 2w, 90d, 12h or 30m nor an ISO 8601 time"
+        ) from None
+
+
+def seconds(text: str) -> int:
+    """Read a duration, or a plain number of seconds."""
+    delta = _duration(text)
+    if delta is not None:
+        return int(delta.total_seconds())
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither like 2w, 1d, 12h or 30m nor a number of seconds"
+        ) from None
+
+
+def _duration(text: str) -> timedelta | None:
+    match = _DURATION.fullmatch(text)
+    return timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else None
 
 
 def store_options(command: _F) -> _F:

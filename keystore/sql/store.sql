@@ -30,6 +30,7 @@ SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 WHERE (:account IS NULL OR a.email = :account)
+  AND (:status IS NULL OR k.status = :status)
 ORDER BY k.api_key_id;
 
 -- name: key
@@ -46,8 +47,65 @@ SELECT plan_id FROM Plans WHERE name = ?;
 -- name: account_id
 SELECT account_id FROM Accounts WHERE email = ?;
 
--- name: revoke_key
-UPDATE APIKeys SET is_active = 0, updated_at = CURRENT_TIMESTAMP WHERE api_key_id = ?;
+-- name: plan_users
+SELECT email FROM Accounts WHERE plan_id = ? ORDER BY email LIMIT 3;
+
+-- name: service_id
+SELECT service_id FROM Services WHERE name = ?;
+
+-- name: services
+SELECT s.*, (SELECT count(*) FROM APIKeyServiceQuotas AS q WHERE q.service_id = s.service_id) AS keys
+FROM Services AS s
+WHERE :service_id IS NULL OR s.service_id = :service_id
+ORDER BY s.name;
+
+-- name: status_id
+SELECT status_id FROM APIKeyStatuses WHERE name = ?;
+
+-- name: statuses
+SELECT s.*, (SELECT count(*) FROM APIKeys AS k WHERE k.status = s.name) AS keys
+FROM APIKeyStatuses AS s
+ORDER BY s.status_id;
+
+-- name: history
+-- The status timeline of a key, newest first. That it was made is told by the key itself.
+SELECT status, old_status, reason, occurred_at
+FROM (
+    SELECT event_id, status, old_status, reason, occurred_at
+    FROM APIKeyStatusEvents
+    WHERE api_key = :api_key
+    UNION ALL
+    SELECT 0, coalesce((SELECT e.old_status FROM APIKeyStatusEvents AS e
+                        WHERE e.api_key = k.api_key ORDER BY e.event_id LIMIT 1), k.status),
+           NULL, 'issued', k.created_at
+    FROM APIKeys AS k
+    WHERE k.api_key = :api_key
+)
+ORDER BY event_id DESC;
+
+-- name: quotas
+-- What a key may use, and what is left of it, by service.
+SELECT s.name AS service, q.initial_quota, q.remaining_quota, q.renewal, q.updated_at
+FROM APIKeyServiceQuotas AS q
+JOIN Services AS s ON s.service_id = q.service_id
+WHERE q.api_key_id = :api_key_id
+ORDER BY s.name;
+
+-- name: set_quota
+INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal)
+VALUES (:api_key_id, :service_id, :quota, :quota, :renewal)
+ON CONFLICT (api_key_id, service_id) DO UPDATE SET
+    initial_quota = excluded.initial_quota,
+    remaining_quota = excluded.remaining_quota,
+    renewal = excluded.renewal,
+    updated_at = CURRENT_TIMESTAMP;
+
+-- name: copy_quotas
+-- Its successor goes on with what is left to a key.
+INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal)
+SELECT ?, service_id, initial_quota, remaining_quota, renewal
+FROM APIKeyServiceQuotas
+WHERE api_key_id = ?;
 
 -- name: sync_targets
 SELECT target_id, url, acknowledged_change, acknowledged_usage, usage_only, synced_at,

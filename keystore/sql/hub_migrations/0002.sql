@@ -67,7 +67,7 @@ CREATE TABLE keystore.api_key_status_events (
 CREATE INDEX api_key_status_events_changed_at
     ON keystore.api_key_status_events (store_id, changed_at_id);
 CREATE INDEX api_key_status_events_key
-    ON keystore.api_key_status_events (store_id, api_key_id, event_id);
+    ON keystore.api_key_status_events (store_id, api_key, event_id);
 
 CREATE TABLE keystore.oauth_clients (
     store_id UUID NOT NULL,

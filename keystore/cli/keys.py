@@ -1,0 +1,380 @@
+"""Commands about keys, from issue to deletion. KEY is a UUID or a token; "-" is standard input."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keystore.cli.common import (
+    argument_or_stdin,
+    expiry,
+    seconds,
+    show,
+    show_pairs,
+    show_table,
+    store_options,
+)
+
+if TYPE_CHECKING:
+    from keystore.models import APIKey, IssuedKey
+    from keystore.store import Store
+
+_key_argument = click.argument("key_name", metavar="KEY")
+_reason_option = click.option("--reason", metavar="TEXT", help="Why; kept in the timeline.")
+_renew_option = click.option(
+    "--renew",
+    type=click.Choice(["never", "daily", "monthly"]),
+    default="never",
+    show_default=True,
+    help="When quotas are filled up again.",
+)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+def _quota(text: str) -> tuple[str, int]:
+    name, value = _pair(text)
+    try:
+        return name, int(value)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form SERVICE=UNITS") from None
+
+
+@click.group()
+def key() -> None:
+    """Keys: issue, rotate, revoke, and look at them.
+
+    KEY is a key's UUID or its token; "-" reads it from standard input.
+    """
+
+
+@key.command("issue")
+@click.argument("account_email", metavar="ACCOUNT")
+@click.option("--label", metavar="TEXT", help="What the key is for, in your words.")
+@click.option(
+    "--expires",
+    type=expiry,
+    metavar="WHEN",
+    help="2w, 90d, 12h or 30m from now, or an ISO 8601 time (UTC). Default: never.",
+)
+@click.option(
+    "--network", "networks", multiple=True, metavar="CIDR", help="Pass from here only; repeatable."
+)
+@click.option(
+    "--quota",
+    "quotas",
+    type=_quota,
+    multiple=True,
+    metavar="SERVICE=UNITS",
+    help="Units of a service; repeatable.",
+)
+@_renew_option
+@click.option(
+    "--meta",
+    "metadata",
+    type=_pair,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Data of your own; repeatable.",
+)
+@store_options
+def key_issue(
+    db_path: Path,
+    account_email: str,
+    label: str | None,
+    expires: datetime | None,
+    networks: tuple[str, ...],
+    quotas: tuple[tuple[str, int], ...],
+    renew: str,
+    metadata: tuple[tuple[str, str], ...],
+) -> None:
+    """Issue a key to ACCOUNT and print its token, once: the store keeps only a hash.
+
+    \b
+    Example:
+      keystore key issue ada@example.org --label laptop --expires 90d
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        issued = store.issue_key(
+            account_email,
+            label=label,
+            expires_at=expires,
+            networks=networks,
+            metadata=dict(metadata) or None,
+            quotas=dict(quotas),
+            renewal=renew,
+        )
+    _show_issued(issued)
+
+
+@key.command("rotate")
+@_key_argument
+@click.option(
+    "--overlap",
+    type=seconds,
+    default=0,
+    metavar="AGE",
+    help="For how long the old key still works: 1d, 12h. Default: revoked at once.",
+)
+@store_options
+def key_rotate(db_path: Path, key_name: str, overlap: int) -> None:
+    """Issue a successor to KEY, alike in all but the token.
+
+    \b
+    Example:
+      keystore key rotate 01890a5d-ac96-774b-bcce-b302099a8057 --overlap 1d
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        issued = store.rotate_key(argument_or_stdin(key_name), overlap=timedelta(seconds=overlap))
+    _show_issued(issued)
+
+
+@key.command("list")
+@click.option("--account", "account_email", metavar="EMAIL", help="Only this account's keys.")
+@click.option("--status", "status_name", metavar="NAME", help="Only keys with this status.")
+@store_options
+def key_list(db_path: Path, account_email: str | None, status_name: str | None) -> None:
+    """List the keys, oldest first.
+
+    \b
+    Example:
+      keystore key list --account ada@example.org --status revoked
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        rows = store.keys(account=account_email, status=status_name)
+    columns = ("api_key", "account", "state", "expires_at", "label")
+    show_table(rows, columns, empty="No keys; `keystore key issue ACCOUNT` issues one.")
+
+
+@key.command("show")
+@_key_argument
+@store_options
+def key_show(db_path: Path, key_name: str) -> None:
+    """Show all about one key, its quotas included.
+
+    \b
+    Example:
+      keystore key show - < token.txt
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        found = store.key(argument_or_stdin(key_name))
+        quotas = store.quotas(found.api_key)
+    pairs: list[tuple[str, object]] = [
+        ("key", found.api_key),
+        ("account", found.account),
+        ("state", found.state),
+        ("reason", found.status_reason),
+        ("label", found.label),
+        ("expires", found.expires_at or "never"),
+        ("networks", found.allowed_networks or "any"),
+        ("metadata", found.metadata),
+        ("created", found.created_at),
+    ]
+    pairs += [
+        (
+            item.service,
+            f"{item.remaining_quota} of {item.initial_quota} left, renewed {item.renewal}",
+        )
+        for item in quotas
+    ]
+    show_pairs({**found.model_dump(), "state": found.state, "quotas": quotas}, pairs)
+
+
+@key.command("history")
+@_key_argument
+@store_options
+def key_history(db_path: Path, key_name: str) -> None:
+    """Show the status timeline of a key, newest first; of a deleted key by its UUID.
+
+    \b
+    Example:
+      keystore key history 01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        rows = store.history(argument_or_stdin(key_name))
+    show_table(rows, ("occurred_at", "status", "old_status", "reason"), empty="No events.")
+
+
+@key.command("revoke")
+@_key_argument
+@_reason_option
+@store_options
+def key_revoke(db_path: Path, key_name: str, reason: str | None) -> None:
+    """Stop KEY for good.
+
+    \b
+    Example:
+      keystore key revoke 01890a5d-ac96-774b-bcce-b302099a8057 --reason leaked
+    """
+    _change(db_path, key_name, "Revoked", "revoked", reason)
+
+
+@key.command("suspend")
+@_key_argument
+@_reason_option
+@store_options
+def key_suspend(db_path: Path, key_name: str, reason: str | None) -> None:
+    """Stop KEY for a while.
+
+    \b
+    Example:
+      keystore key suspend 01890a5d-ac96-774b-bcce-b302099a8057 --reason "unpaid bill"
+    """
+    _change(db_path, key_name, "Suspended", "suspended", reason)
+
+
+@key.command("resume")
+@_key_argument
+@_reason_option
+@store_options
+def key_resume(db_path: Path, key_name: str, reason: str | None) -> None:
+    """Let KEY pass again, whatever stopped it.
+
+    \b
+    Example:
+      keystore key resume 01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    _change(db_path, key_name, "Resumed", "assigned", reason)
+
+
+@key.command("set-status")
+@_key_argument
+@click.argument("status_name", metavar="STATUS")
+@_reason_option
+@store_options
+def key_set_status(db_path: Path, key_name: str, status_name: str, reason: str | None) -> None:
+    """Give KEY any status that `keystore key statuses` lists.
+
+    \b
+    Example:
+      keystore key set-status 01890a5d-ac96-774b-bcce-b302099a8057 unassigned
+    """
+    _change(db_path, key_name, "Changed", status_name, reason)
+
+
+@key.command("statuses")
+@store_options
+def key_statuses(db_path: Path) -> None:
+    """List the statuses that keys may have. INSERT INTO APIKeyStatuses adds one.
+
+    \b
+    Example:
+      keystore key statuses
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        rows = store.statuses()
+    show_table(rows, ("name", "allows_access", "is_active", "keys", "description"), empty="None.")
+
+
+@key.command("expire")
+@_key_argument
+@click.argument("when")
+@store_options
+def key_expire(db_path: Path, key_name: str, when: str) -> None:
+    """Move KEY's expiry to WHEN: "now", "never", 90d, 12h, or an ISO 8601 time (UTC).
+
+    \b
+    Example:
+      keystore key expire 01890a5d-ac96-774b-bcce-b302099a8057 now
+    """
+    from keystore.store import Store
+
+    moment = None if when == "never" else expiry("0m" if when == "now" else when)
+    with Store.open(db_path) as store:
+        changed = store.expire_key(argument_or_stdin(key_name), moment)
+        hint = _hint(store)
+    show(changed, f"Key {changed.api_key} expires {changed.expires_at or 'never'}.{hint}")
+
+
+@key.command("delete")
+@_key_argument
+@store_options
+def key_delete(db_path: Path, key_name: str) -> None:
+    """Delete KEY. Its timeline and its usage stay.
+
+    \b
+    Example:
+      keystore key delete 01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        deleted = store.delete_key(argument_or_stdin(key_name))
+        hint = _hint(store)
+    show(deleted, f"Deleted key {deleted.api_key} of {deleted.account}.{hint}")
+
+
+@key.command("quota")
+@_key_argument
+@click.argument("quota", type=_quota, metavar="SERVICE=UNITS")
+@_renew_option
+@store_options
+def key_quota(db_path: Path, key_name: str, quota: tuple[str, int], renew: str) -> None:
+    """Give KEY so many units of a service, now and at each renewal.
+
+    \b
+    Example:
+      keystore key quota 01890a5d-ac96-774b-bcce-b302099a8057 translation=1000 --renew monthly
+    """
+    from keystore.store import Store
+
+    service, units = quota
+    with Store.open(db_path) as store:
+        given = store.set_quota(argument_or_stdin(key_name), service, units, renewal=renew)
+    show(given, f"{given.remaining_quota} units of {given.service}, renewed {given.renewal}.")
+
+
+def _change(db_path: Path, key_name: str, verb: str, status: str, reason: str | None) -> None:
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        name = argument_or_stdin(key_name)
+        before = store.key(name)
+        changed = store.set_key_status(name, status, reason=reason)
+        hint = _hint(store)
+    if before.status == changed.status:
+        verb, hint = "Nothing to do:", f" is {status} already."
+    else:
+        hint = f".{hint}"
+    show(changed, f"{verb} key {changed.api_key} of {changed.account}{hint}")
+
+
+def _hint(store: "Store") -> str:
+    """Say that replicas do not know yet, where there may be some."""
+    has_targets = bool(store.status().targets)
+    return " Replicas learn of it with the next `keystore sync`." if has_targets else ""
+
+
+def _show_issued(issued: "IssuedKey") -> None:
+    found: APIKey = issued.key
+    show_pairs(
+        issued,
+        [
+            ("key", found.api_key),
+            ("account", found.account),
+            ("expires", found.expires_at or "never"),
+            ("token", issued.token),
+        ],
+    )
+    click.echo("Keep the token now: it is not stored and cannot be shown again.", err=True)
+
+
+COMMANDS: tuple[click.Command, ...] = (key,)
