@@ -29,6 +29,11 @@ INSERT INTO Accounts (email, plan_id) VALUES ('a@x', 4), ('b@x', 4), ('c@x', 4);
 INSERT INTO APIKeys (api_key, account_id, api_key_hash) VALUES
     ('{UUIDS[1]}', 1, '{HASHES[1]}'), ('{UUIDS[2]}', 2, '{HASHES[2]}'),
     ('{UUIDS[3]}', 3, '{HASHES[3]}');
+INSERT INTO Services (name) VALUES ('translation'), ('ocr');
+INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota)
+    VALUES (1, 1, 5, 5), (1, 2, 5, 5), (2, 1, 5, 5);
+INSERT INTO OAuthClients (client_id, account_id, client_secret_hash)
+    VALUES ('client', 1, '{HASHES[4]}');
 """
 
 Client = Callable[[Path, str], None]
@@ -92,6 +97,33 @@ WRITES = {
     ),
     "delete all": "DELETE FROM APIKeys;",
     "cascade": "DELETE FROM Accounts WHERE account_id = 1;",
+    "replace a service by name": "REPLACE INTO Services (name) VALUES ('ocr');",
+    "update or replace a service": (
+        "UPDATE OR REPLACE Services SET name = 'ocr' WHERE name = 'translation';"
+    ),
+    "delete a service": "DELETE FROM Services WHERE name = 'ocr';",
+    "a new status": "INSERT INTO APIKeyStatuses (name) VALUES ('paused');",
+    "replace a status": (
+        "REPLACE INTO APIKeyStatuses (name, description) VALUES ('suspended', 'again');"
+    ),
+    "update or replace a status": (
+        "UPDATE OR REPLACE APIKeyStatuses SET name = 'exhausted' WHERE name = 'suspended';"
+    ),
+    "delete a status": "DELETE FROM APIKeyStatuses WHERE name = 'suspended';",
+    "a status of a key": "UPDATE APIKeys SET status = 'suspended' WHERE api_key_id = 1;",
+    "replace a quota": (
+        "REPLACE INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota)"
+        " VALUES (1, 1, 9, 9);"
+    ),
+    "update or replace a quota": (
+        "UPDATE OR REPLACE APIKeyServiceQuotas SET service_id = 2 WHERE quota_id = 1;"
+    ),
+    "delete quotas": "DELETE FROM APIKeyServiceQuotas;",
+    "a client": f"INSERT INTO OAuthClients (client_id, account_id, client_secret_hash)"
+    f" VALUES ('new', 1, '{HASHES[5]}');",
+    "replace a client": f"REPLACE INTO OAuthClients (client_id, account_id, client_secret_hash)"
+    f" VALUES ('client', 2, '{HASHES[6]}');",
+    "update and delete clients": "UPDATE OAuthClients SET is_active = 0; DELETE FROM OAuthClients;",
     "savepoint rolled back": (
         "BEGIN; SAVEPOINT s; DELETE FROM APIKeys; ROLLBACK TO s;"
         " UPDATE Plans SET name = 'kept' WHERE plan_id = 3; COMMIT;"
@@ -146,6 +178,11 @@ def test_no_write_of_any_client_is_lost(
         "UPDATE OR IGNORE Accounts SET account_id = 9 WHERE account_id = 3",
         "UPDATE APIKeys SET oid = 9 WHERE api_key_id = 3",
         f"UPDATE APIKeys SET api_key = '{UUIDS[9]}' WHERE api_key_id = 3",
+        "UPDATE Services SET rowid = 9 WHERE service_id = 1",
+        "UPDATE APIKeyStatuses SET status_id = 99 WHERE status_id = 1",
+        "UPDATE APIKeyServiceQuotas SET rowid = 9 WHERE quota_id = 1",
+        "UPDATE OAuthClients SET client_id = 'other'",
+        "UPDATE OR REPLACE OAuthClients SET oid = 7",
     ],
 )
 def test_ids_and_uuids_never_change(new_store: NewStore, write: str) -> None:
