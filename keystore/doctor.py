@@ -1,4 +1,4 @@
-"""Looks for what is wrong with a store and says what to do about it. Changes nothing.
+"""Looks for what is wrong with a store and says what to do about it. It changes nothing.
 
 It serves operators, the command line, and every test that has a store: at its end the doctor must
 find nothing.
@@ -86,7 +86,7 @@ def _schema(conn: "sqlite3.Connection") -> Iterator[Finding]:
                 f"missing_{kind}",
                 "error",
                 f"the {kind} {name} is missing.",
-                "Changes made since are not in the ChangeLog: restore a backup."
+                "Changes made since may be missing from the ChangeLog; run `keystore doctor --fix`."
                 if kind == "trigger"
                 else "Restore a backup.",
             )
@@ -156,6 +156,22 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "warning",
             "the ChangeLog has times in the future.",
             "Check this machine's clock: expiry and freshness go by it.",
+        )
+    contradictions = conn.execute(_Q["contradictions"]).fetchall()
+    if contradictions:
+        yield Finding(
+            "contradiction",
+            "error",
+            f"is_active of {len(contradictions)} keys is not what their status says.",
+            "Somebody wrote without the triggers; `keystore doctor --fix` goes by the status.",
+        )
+    missing = db.scalar(conn, _Q["gaps"])
+    if missing:
+        yield Finding(
+            "log_gap",
+            "error",
+            f"{missing} rows of the ChangeLog are missing, so targets may lack changes.",
+            "Somebody removed them; compare with the targets, and restore a backup if they differ.",
         )
     mode = db.scalar(conn, _Q["journal_mode"])
     if mode != "wal":

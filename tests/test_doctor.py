@@ -1,14 +1,18 @@
 """The doctor finds what was broken on purpose, names it, and changes nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from keystore import Store, db
 from keystore.doctor import examine
-from keystore.sync import engine
+from keystore.repair import mend
+from keystore.sync import digest, engine
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
+from keystore.sync.protocols import everything
+from tests.test_cli import run
 
 
 @pytest.fixture
@@ -52,6 +56,14 @@ def patient(tmp_path: Path) -> Store:
         ("UPDATE StoreInfo SET incarnation = 'x'", ("identity", "error")),
         ("INSERT INTO Plans (name) VALUES (CAST(x'ff' AS TEXT))", ("not_utf8", "error")),
         ("PRAGMA journal_mode = DELETE", ("journal_mode", "warning")),
+        (
+            (
+                "DROP TRIGGER trg_changelog_delete; DELETE FROM ChangeLog WHERE change_id = 2;"
+                " CREATE TRIGGER trg_changelog_delete BEFORE DELETE ON ChangeLog BEGIN\n"
+                "    SELECT RAISE(ABORT, 'ChangeLog is append-only');\nEND"
+            ),
+            ("log_gap", "error"),
+        ),
     ],
 )
 def test_damage_is_found_and_named(patient: Store, damage: str, finding: tuple[str, str]) -> None:
@@ -81,3 +93,57 @@ def test_a_replica_needs_its_read_only_triggers(patient: Store, tmp_path: Path) 
         assert examine(replica.file) == []
         replica.file.conn.execute("DROP TRIGGER trg_apikeys_update_read_only")
         assert [item.id for item in examine(replica.file)] == ["missing_trigger"]
+
+
+BROKEN = {
+    "a missing trigger": "DROP TRIGGER trg_apikeys_update; UPDATE APIKeys SET label = 'unseen'",
+    "an altered trigger": (
+        "DROP TRIGGER trg_plans_update; CREATE TRIGGER trg_plans_update AFTER UPDATE ON Plans"
+        " BEGIN SELECT 1; END; UPDATE Plans SET stale_action = 'allow'"
+    ),
+    "a missing index": "DROP INDEX idx_accounts_plan_id",
+    "a sequence": "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'APIKeys'",
+    "a replay that never ended": "UPDATE StoreInfo SET replaying = 1",
+    "a contradiction": (
+        "UPDATE StoreInfo SET replaying = 1; UPDATE APIKeys SET status = 'suspended'"
+    ),
+    "a journal mode": "PRAGMA journal_mode = DELETE",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_mended_is_mended_and_no_change_is_lost(patient: Store, damage: str) -> None:
+    hub = MemoryHub()
+    engine.push(patient.file, hub, "memory:", Report(""))
+    patient.file.conn.executescript(damage)
+    assert examine(patient.file) != []
+    assert mend(patient.file) != []
+    assert examine(patient.file) == []
+    assert mend(patient.file) == []
+    engine.push(patient.file, hub, "memory:", Report(""))
+    assert digest.digest_pages(everything(hub, None)) == digest.digest_store(patient.file)
+
+
+def test_a_contradiction_is_settled_for_denial(patient: Store) -> None:
+    patient.file.conn.executescript(BROKEN["a contradiction"])
+    mend(patient.file)
+    rows = patient.file.conn.execute("SELECT is_active, status FROM APIKeys").fetchall()
+    assert rows == [(0, "suspended")]
+
+
+def test_what_needs_a_decision_is_left_alone(patient: Store) -> None:
+    patient.file.conn.executescript("PRAGMA foreign_keys = OFF; DELETE FROM Accounts")
+    assert mend(patient.file) == []
+    assert [item.id for item in examine(patient.file)] == ["orphans"]
+
+
+def test_fix_by_hand_backs_up_first(patient: Store) -> None:
+    path = str(patient.file.path)
+    patient.file.conn.execute("DROP TRIGGER trg_plans_update")
+    assert run("doctor", "--db", path).exit_code == 1
+    said = json.loads(run("doctor", "--fix", "--db", path, "--json").stdout)
+    assert said["findings"] == []
+    copy = Path(said["done"][0].removeprefix("Backed up to ").rstrip("."))
+    with db.open_store(copy) as file:
+        assert [item.id for item in examine(file)] == ["missing_trigger"]
+    assert run("doctor", "--fix", "--db", path).stdout == f"{path}: nothing is wrong.\n"

@@ -20,7 +20,7 @@ LAYERS = [
     {"admin"},
     {"store"},
     {"sync", "edge", "testing"},
-    {"http", "doctor"},
+    {"http", "doctor", "repair"},
     {"cli"},
     {"__main__"},
 ]

@@ -25,8 +25,7 @@ def migrate_command(db_path: Path) -> None:
         if before == SCHEMA_VERSION:
             show({"before": before, "after": before, "backup": None}, f"{db_path} is up to date.")
             return
-        stamp = clock.utc_text().replace("-", "").replace(":", "").replace(" ", "T")
-        copy = db_path.with_name(f"{db_path.name}.v{before}-{stamp}")
+        copy = _beside(db_path, f"v{before}")
         backups.backup(file, copy)
     _, after = migrate.upgrade(db_path)
     show(
@@ -68,22 +67,36 @@ def restore(source: Path, path: Path) -> None:
 
 
 @click.command()
+@click.option("--fix", is_flag=True, help="Back up, then mend what can be mended without a guess.")
 @store_options
-def doctor(db_path: Path) -> None:
-    """Look for what is wrong with the store. Changes nothing; exits with 1 if it is serious.
+def doctor(db_path: Path, fix: bool) -> None:
+    """Look for what is wrong with the store; exits with 1 if something serious is left.
 
     \b
     Example:
-      keystore doctor --json
+      keystore doctor --fix
     """
     from keystore.doctor import examine
+    from keystore.repair import mend
 
+    done: list[str] = []
     with open_store(db_path) as file:
         found = examine(file)
-    lines = [f"{item.severity} {item.id}: {item.what}\n  {item.hint}" for item in found]
-    show(found, "\n".join(lines) or f"{db_path}: nothing is wrong.")
+        if fix and found:
+            copy = _beside(db_path, "before-fix")
+            backups.backup(file, copy)
+            done = [f"Backed up to {copy}.", *mend(file)]
+            found = examine(file)
+    lines = done + [f"{item.severity} {item.id}: {item.what}\n  {item.hint}" for item in found]
+    report = {"done": done, "findings": found} if fix else found
+    show(report, "\n".join([*lines, *([] if found else [f"{db_path}: nothing is wrong."])]))
     if any(item.severity == "error" for item in found):
         click.get_current_context().exit(1)
+
+
+def _beside(path: Path, what: str) -> Path:
+    stamp = clock.utc_text().replace("-", "").replace(":", "").replace(" ", "T")
+    return path.with_name(f"{path.name}.{what}-{stamp}")
 
 
 COMMANDS: tuple[click.Command, ...] = (migrate_command, backup, restore, doctor)

@@ -1,0 +1,79 @@
+"""Mends what the doctor finds and what can be mended without a guess, in one transaction.
+
+Rows are never invented and never dropped: orphans and unreadable text are the operator's to decide.
+Where triggers were missing, changes may be missing from the ChangeLog; every record of such a table
+is logged as changed, so that the next push carries it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from keystore import db, migrate, sql
+from keystore.db import StoreFile
+from keystore.tables import TRACKED
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_Q = sql.named("doctor")
+
+
+def mend(file: StoreFile) -> list[str]:
+    """Mend a store and say what was done, a sentence each; nothing to do is an empty list.
+
+    Raises:
+        KeystoreError: the store could not be written; nothing was changed.
+    """
+    with file.write() as conn:
+        is_origin = db.scalar(conn, _Q["role"]) == "origin"
+        done = [*_replaying(conn), *_schema(conn, is_origin=is_origin), *_sequences(conn)]
+        if is_origin:
+            done += _contradictions(conn)
+    if file.path.stat().st_mode & 0o077:
+        file.path.chmod(0o600)
+        done.append("Took the rights of others to the file away.")
+    with file.errors():
+        if db.scalar(file.conn, _Q["journal_mode"]) != "wal":
+            file.conn.execute("PRAGMA journal_mode = WAL")
+            done.append("Set the journal mode to WAL.")
+    return done
+
+
+def _replaying(conn: "sqlite3.Connection") -> Iterator[str]:
+    if db.scalar(conn, _Q["replaying"]):
+        conn.execute(_Q["end_replaying"])
+        yield "Cleared StoreInfo.replaying."
+
+
+def _schema(conn: "sqlite3.Connection", *, is_origin: bool) -> Iterator[str]:
+    have, want = migrate.schema_of(conn), migrate.expected_schema(is_replica=not is_origin)
+    touched = set()
+    for (kind, name), text in want.items():
+        if kind not in {"trigger", "index"} or have.get((kind, name)) == text:
+            continue
+        if (kind, name) in have:
+            conn.execute(f'DROP {kind} "{name}"')
+        conn.execute(text)
+        touched.add(text.partition(" ON ")[2].split()[0] if kind == "trigger" else "")
+        yield f"Made the {kind} {name} anew."
+    for table in TRACKED if is_origin else ():
+        if table.name in touched:
+            conn.execute(_Q["log_all"].format(table=table.name, id=table.id))
+            yield f"Logged every record of {table.name} as changed."
+
+
+def _sequences(conn: "sqlite3.Connection") -> Iterator[str]:
+    logs = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"))
+    for table, column in (*((table.name, table.id) for table in TRACKED), *logs):
+        sequence, highest = conn.execute(_Q["sequence"].format(table=table, id=column)).fetchone()
+        if not isinstance(sequence, int) or sequence < highest:
+            conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+            conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest))
+            yield f"Set the sequence of {table} to {highest}."
+
+
+def _contradictions(conn: "sqlite3.Connection") -> Iterator[str]:
+    count = len(conn.execute(_Q["contradictions"]).fetchall())
+    if count:
+        conn.execute(_Q["settle"])
+        yield f"Set is_active of {count} keys to what their status says."
