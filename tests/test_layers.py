@@ -18,7 +18,7 @@ LAYERS = [
     {"migrate"},
     {"changelog", "backup"},
     {"admin"},
-    {"store"},
+    {"store", "legacy"},
     {"sync", "edge", "testing"},
     {"http", "doctor", "repair"},
     {"cli"},
