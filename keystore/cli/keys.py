@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from keystore.models import APIKey, IssuedKey
     from keystore.store import Store
 
-_key_argument = click.argument("key_name", metavar="KEY")
-_reason_option = click.option("--reason", metavar="TEXT", help="Why; kept in the timeline.")
+key_argument = click.argument("key_name", metavar="KEY")
 _renew_option = click.option(
     "--renew",
     type=click.Choice(["never", "daily", "monthly"]),
@@ -55,7 +54,19 @@ def key() -> None:
 
 
 @key.command("issue")
-@click.argument("account_email", metavar="ACCOUNT")
+@click.argument("account_email", metavar="[ACCOUNT]", required=False)
+@click.option(
+    "--from",
+    "source",
+    metavar="FILE",
+    help="Issue one for each line of a CSV file with the columns account, and label and expires.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="TOKENS_FILE",
+    help="With --from: a new file for the tokens, for your eyes only (mode 0600).",
+)
 @click.option("--label", metavar="TEXT", help="What the key is for, in your words.")
 @click.option(
     "--expires",
@@ -86,7 +97,9 @@ def key() -> None:
 @store_options
 def key_issue(
     db_path: Path,
-    account_email: str,
+    account_email: str | None,
+    source: str | None,
+    out: Path | None,
     label: str | None,
     expires: datetime | None,
     networks: tuple[str, ...],
@@ -96,10 +109,28 @@ def key_issue(
 ) -> None:
     """Issue a key to ACCOUNT and print its token, once: the store keeps only a hash.
 
+    With --from, issue many keys, all or none. TOKENS_FILE is CSV: account, label, api_key, token.
+    It appears when the keys are issued and not before; should the machine stop in between, the
+    tokens are in a hidden file beside it whose name ends in .draft.
+
     \b
     Example:
       keystore key issue ada@example.org --label laptop --expires 90d
+      keystore key issue --from accounts.csv --out tokens.csv
     """
+    if source is not None:
+        if account_email or label or expires or networks or quotas or metadata:
+            raise click.UsageError("with --from, what the keys are belongs into the file")
+        if out is None:
+            raise click.UsageError("--from needs --out TOKENS_FILE")
+        from keystore.cli.bulk import issue_from
+
+        issue_from(db_path, source, out)
+        return
+    if account_email is None:
+        raise click.UsageError("name an ACCOUNT, or a file of them with --from")
+    if out is not None:
+        raise click.UsageError("--out goes with --from")
     from keystore.store import Store
 
     with Store.open(db_path) as store:
@@ -116,7 +147,7 @@ def key_issue(
 
 
 @key.command("rotate")
-@_key_argument
+@key_argument
 @click.option(
     "--overlap",
     type=seconds,
@@ -159,7 +190,7 @@ def key_list(db_path: Path, account_email: str | None, status_name: str | None) 
 
 
 @key.command("show")
-@_key_argument
+@key_argument
 @store_options
 def key_show(db_path: Path, key_name: str) -> None:
     """Show all about one key, its quotas included.
@@ -194,98 +225,8 @@ def key_show(db_path: Path, key_name: str) -> None:
     show_pairs({**found.model_dump(), "state": found.state, "quotas": quotas}, pairs)
 
 
-@key.command("history")
-@_key_argument
-@store_options
-def key_history(db_path: Path, key_name: str) -> None:
-    """Show the status timeline of a key, newest first; of a deleted key by its UUID.
-
-    \b
-    Example:
-      keystore key history 01890a5d-ac96-774b-bcce-b302099a8057
-    """
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        rows = store.history(argument_or_stdin(key_name))
-    show_table(rows, ("occurred_at", "status", "old_status", "reason"), empty="No events.")
-
-
-@key.command("revoke")
-@_key_argument
-@_reason_option
-@store_options
-def key_revoke(db_path: Path, key_name: str, reason: str | None) -> None:
-    """Stop KEY for good.
-
-    \b
-    Example:
-      keystore key revoke 01890a5d-ac96-774b-bcce-b302099a8057 --reason leaked
-    """
-    _change(db_path, key_name, "Revoked", "revoked", reason)
-
-
-@key.command("suspend")
-@_key_argument
-@_reason_option
-@store_options
-def key_suspend(db_path: Path, key_name: str, reason: str | None) -> None:
-    """Stop KEY for a while.
-
-    \b
-    Example:
-      keystore key suspend 01890a5d-ac96-774b-bcce-b302099a8057 --reason "unpaid bill"
-    """
-    _change(db_path, key_name, "Suspended", "suspended", reason)
-
-
-@key.command("resume")
-@_key_argument
-@_reason_option
-@store_options
-def key_resume(db_path: Path, key_name: str, reason: str | None) -> None:
-    """Let KEY pass again, whatever stopped it.
-
-    \b
-    Example:
-      keystore key resume 01890a5d-ac96-774b-bcce-b302099a8057
-    """
-    _change(db_path, key_name, "Resumed", "assigned", reason)
-
-
-@key.command("set-status")
-@_key_argument
-@click.argument("status_name", metavar="STATUS")
-@_reason_option
-@store_options
-def key_set_status(db_path: Path, key_name: str, status_name: str, reason: str | None) -> None:
-    """Give KEY any status that `keystore key statuses` lists.
-
-    \b
-    Example:
-      keystore key set-status 01890a5d-ac96-774b-bcce-b302099a8057 unassigned
-    """
-    _change(db_path, key_name, "Changed", status_name, reason)
-
-
-@key.command("statuses")
-@store_options
-def key_statuses(db_path: Path) -> None:
-    """List the statuses that keys may have. INSERT INTO APIKeyStatuses adds one.
-
-    \b
-    Example:
-      keystore key statuses
-    """
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        rows = store.statuses()
-    show_table(rows, ("name", "allows_access", "is_active", "keys", "description"), empty="None.")
-
-
 @key.command("expire")
-@_key_argument
+@key_argument
 @click.argument("when")
 @store_options
 def key_expire(db_path: Path, key_name: str, when: str) -> None:
@@ -300,12 +241,12 @@ def key_expire(db_path: Path, key_name: str, when: str) -> None:
     moment = None if when == "never" else expiry("0m" if when == "now" else when)
     with Store.open(db_path) as store:
         changed = store.expire_key(argument_or_stdin(key_name), moment)
-        hint = _hint(store)
+        hint = replica_hint(store)
     show(changed, f"Key {changed.api_key} expires {changed.expires_at or 'never'}.{hint}")
 
 
 @key.command("delete")
-@_key_argument
+@key_argument
 @store_options
 def key_delete(db_path: Path, key_name: str) -> None:
     """Delete KEY. Its timeline and its usage stay.
@@ -318,12 +259,12 @@ def key_delete(db_path: Path, key_name: str) -> None:
 
     with Store.open(db_path) as store:
         deleted = store.delete_key(argument_or_stdin(key_name))
-        hint = _hint(store)
+        hint = replica_hint(store)
     show(deleted, f"Deleted key {deleted.api_key} of {deleted.account}.{hint}")
 
 
 @key.command("quota")
-@_key_argument
+@key_argument
 @click.argument("quota", type=_quota, metavar="SERVICE=UNITS")
 @_renew_option
 @store_options
@@ -342,22 +283,7 @@ def key_quota(db_path: Path, key_name: str, quota: tuple[str, int], renew: str) 
     show(given, f"{given.remaining_quota} units of {given.service}, renewed {given.renewal}.")
 
 
-def _change(db_path: Path, key_name: str, verb: str, status: str, reason: str | None) -> None:
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        name = argument_or_stdin(key_name)
-        before = store.key(name)
-        changed = store.set_key_status(name, status, reason=reason)
-        hint = _hint(store)
-    if before.status == changed.status:
-        verb, hint = "Nothing to do:", f" is {status} already."
-    else:
-        hint = f".{hint}"
-    show(changed, f"{verb} key {changed.api_key} of {changed.account}{hint}")
-
-
-def _hint(store: "Store") -> str:
+def replica_hint(store: "Store") -> str:
     """Say that replicas do not know yet, where there may be some."""
     has_targets = bool(store.status().targets)
     return " Replicas learn of it with the next `keystore sync`." if has_targets else ""
