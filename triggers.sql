@@ -9,7 +9,8 @@
 --       each UNIQUE column. (An upsert passes here too and logs a row too many.)
 --   *_identity
 --       refuse a new id or UUID. Not "UPDATE OF plan_id": SET rowid = 5 changes the id as well and
---       would slip past a list of column names.
+--       would slip past a list of column names. (The others may list theirs: a column that is no
+--       rowid cannot change without being named, and an update of anything else is spared the cost.)
 --
 -- No pragma_…() table in here: with trusted_schema off it raises "unsafe use of virtual table".
 
@@ -34,7 +35,7 @@ CREATE TRIGGER trg_plans_insert_replaced BEFORE INSERT ON Plans BEGIN
     WHERE plan_id = NEW.plan_id OR name = NEW.name;
 END;
 
-CREATE TRIGGER trg_plans_update_replaced BEFORE UPDATE ON Plans
+CREATE TRIGGER trg_plans_update_replaced BEFORE UPDATE OF name ON Plans
 WHEN NEW.name IS NOT OLD.name BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     SELECT 'Plans', plan_id, 'DELETE' FROM Plans
@@ -67,7 +68,7 @@ CREATE TRIGGER trg_accounts_insert_replaced BEFORE INSERT ON Accounts BEGIN
     WHERE account_id = NEW.account_id OR email = NEW.email;
 END;
 
-CREATE TRIGGER trg_accounts_update_replaced BEFORE UPDATE ON Accounts
+CREATE TRIGGER trg_accounts_update_replaced BEFORE UPDATE OF email ON Accounts
 WHEN NEW.email IS NOT OLD.email BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     SELECT 'Accounts', account_id, 'DELETE' FROM Accounts
@@ -101,7 +102,7 @@ CREATE TRIGGER trg_apikeys_insert_replaced BEFORE INSERT ON APIKeys BEGIN
           OR api_key_hash = NEW.api_key_hash;
 END;
 
-CREATE TRIGGER trg_apikeys_update_replaced BEFORE UPDATE ON APIKeys
+CREATE TRIGGER trg_apikeys_update_replaced BEFORE UPDATE OF api_key_hash ON APIKeys
 WHEN NEW.api_key_hash IS NOT OLD.api_key_hash BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     SELECT 'APIKeys', api_key_id, 'DELETE' FROM APIKeys
@@ -134,7 +135,7 @@ CREATE TRIGGER trg_services_insert_replaced BEFORE INSERT ON Services BEGIN
     WHERE service_id = NEW.service_id OR name = NEW.name;
 END;
 
-CREATE TRIGGER trg_services_update_replaced BEFORE UPDATE ON Services
+CREATE TRIGGER trg_services_update_replaced BEFORE UPDATE OF name ON Services
 WHEN NEW.name IS NOT OLD.name BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     SELECT 'Services', service_id, 'DELETE' FROM Services
@@ -167,7 +168,7 @@ CREATE TRIGGER trg_apikeystatuses_insert_replaced BEFORE INSERT ON APIKeyStatuse
     WHERE status_id = NEW.status_id OR name = NEW.name;
 END;
 
-CREATE TRIGGER trg_apikeystatuses_update_replaced BEFORE UPDATE ON APIKeyStatuses
+CREATE TRIGGER trg_apikeystatuses_update_replaced BEFORE UPDATE OF name ON APIKeyStatuses
 WHEN NEW.name IS NOT OLD.name BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     SELECT 'APIKeyStatuses', status_id, 'DELETE' FROM APIKeyStatuses
@@ -200,7 +201,7 @@ CREATE TRIGGER trg_apikeyservicequotas_insert_replaced BEFORE INSERT ON APIKeySe
     WHERE quota_id = NEW.quota_id OR (api_key_id = NEW.api_key_id AND service_id = NEW.service_id);
 END;
 
-CREATE TRIGGER trg_apikeyservicequotas_update_replaced BEFORE UPDATE ON APIKeyServiceQuotas
+CREATE TRIGGER trg_apikeyservicequotas_update_replaced BEFORE UPDATE OF api_key_id, service_id ON APIKeyServiceQuotas
 WHEN NEW.api_key_id IS NOT OLD.api_key_id OR NEW.service_id IS NOT OLD.service_id BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     SELECT 'APIKeyServiceQuotas', quota_id, 'DELETE' FROM APIKeyServiceQuotas
@@ -254,7 +255,7 @@ WHEN NOT (NEW.is_active AND NEW.status = 'assigned')
                             WHERE name = NEW.status), 0);
 END;
 
-CREATE TRIGGER trg_apikeys_update_status AFTER UPDATE ON APIKeys
+CREATE TRIGGER trg_apikeys_update_status AFTER UPDATE OF status, is_active ON APIKeys
 WHEN (NEW.status IS NOT OLD.status OR NEW.is_active IS NOT OLD.is_active)
      AND NEW.is_active <> coalesce((SELECT allows_access AND is_active FROM APIKeyStatuses
                                     WHERE name = NEW.status), 0)
@@ -279,7 +280,7 @@ END;
 -- The timeline. The statement that settles is_active and status fires these as well, so each change is
 -- told once, when it happens.
 
-CREATE TRIGGER trg_apikeys_update_event AFTER UPDATE ON APIKeys
+CREATE TRIGGER trg_apikeys_update_event AFTER UPDATE OF status ON APIKeys
 WHEN NEW.status IS NOT OLD.status AND NOT (SELECT replaying FROM StoreInfo) BEGIN
     INSERT INTO APIKeyStatusEvents (api_key_id, api_key, old_status, status, reason)
     VALUES (NEW.api_key_id, NEW.api_key, OLD.status, NEW.status, NEW.status_reason);
