@@ -123,7 +123,8 @@ WRITES = {
     f" VALUES ('new', 1, '{HASHES[5]}');",
     "replace a client": f"REPLACE INTO OAuthClients (client_id, account_id, client_secret_hash)"
     f" VALUES ('client', 2, '{HASHES[6]}');",
-    "update and delete clients": "UPDATE OAuthClients SET is_active = 0; DELETE FROM OAuthClients;",
+    "update a client": "UPDATE OAuthClients SET is_active = 0;",
+    "delete clients": "DELETE FROM OAuthClients;",
     "savepoint rolled back": (
         "BEGIN; SAVEPOINT s; DELETE FROM APIKeys; ROLLBACK TO s;"
         " UPDATE Plans SET name = 'kept' WHERE plan_id = 3; COMMIT;"
