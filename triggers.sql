@@ -266,7 +266,11 @@ WHEN (NEW.status IS NOT OLD.status OR NEW.is_active IS NOT OLD.is_active)
         is_active = CASE WHEN NEW.status IS NOT OLD.status
                          THEN coalesce((SELECT allows_access AND is_active FROM APIKeyStatuses
                                         WHERE name = NEW.status), 0)
-                         ELSE NEW.is_active END
+                         ELSE NEW.is_active END,
+        -- the reason of the status before is none for this one
+        status_reason = CASE WHEN NEW.status_reason IS NOT OLD.status_reason
+                                  OR NEW.status IS NOT OLD.status
+                             THEN NEW.status_reason END
     WHERE api_key_id = NEW.api_key_id;
 END;
 
@@ -275,6 +279,25 @@ WHEN (NEW.allows_access AND NEW.is_active) IS NOT (OLD.allows_access AND OLD.is_
      AND NOT (SELECT replaying FROM StoreInfo) BEGIN
     UPDATE APIKeys SET is_active = (NEW.allows_access AND NEW.is_active)
     WHERE status = NEW.name AND is_active <> (NEW.allows_access AND NEW.is_active);
+END;
+
+-- A status that comes, goes or is renamed under its keys (REPLACE; foreign keys off) closes them.
+
+CREATE TRIGGER trg_apikeystatuses_insert_keys AFTER INSERT ON APIKeyStatuses
+WHEN NOT (NEW.allows_access AND NEW.is_active) AND NOT (SELECT replaying FROM StoreInfo) BEGIN
+    UPDATE APIKeys SET is_active = 0 WHERE status = NEW.name AND is_active;
+END;
+
+CREATE TRIGGER trg_apikeystatuses_delete_keys AFTER DELETE ON APIKeyStatuses
+WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
+    UPDATE APIKeys SET is_active = 0 WHERE status = OLD.name AND is_active;
+END;
+
+CREATE TRIGGER trg_apikeystatuses_rename_keys AFTER UPDATE OF name ON APIKeyStatuses
+WHEN NEW.name IS NOT OLD.name AND NOT (SELECT replaying FROM StoreInfo) BEGIN
+    UPDATE APIKeys SET is_active = 0 WHERE status = OLD.name AND is_active;
+    UPDATE APIKeys SET is_active = 0
+    WHERE status = NEW.name AND is_active AND NOT (NEW.allows_access AND NEW.is_active);
 END;
 
 -- The timeline. The statement that settles is_active and status fires these as well, so each change is
@@ -292,12 +315,24 @@ WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
     VALUES (OLD.api_key_id, OLD.api_key, OLD.status, 'deleted');
 END;
 
+-- With RAISE and not with CHECK: who writes here with OR IGNORE is told, too.
+CREATE TRIGGER trg_apikeystatusevents_form BEFORE INSERT ON APIKeyStatusEvents
+WHEN typeof(NEW.api_key_id) <> 'integer' OR length(NEW.api_key) <> 36
+     OR length(replace(NEW.api_key, '-', '')) <> 32
+     OR replace(NEW.api_key, '-', '') GLOB '*[^0-9a-f]*'
+     OR typeof(NEW.status) <> 'text' OR instr(NEW.status, char(0)) > 0
+     OR NEW.occurred_at IS NOT datetime(strftime('%s', NEW.occurred_at), 'unixepoch') BEGIN
+    SELECT RAISE(ABORT, 'APIKeyStatusEvents is written by triggers');
+END;
+
 CREATE TRIGGER trg_apikeystatusevents_insert AFTER INSERT ON APIKeyStatusEvents BEGIN
     INSERT INTO ChangeLog (table_name, record_id, operation)
     VALUES ('APIKeyStatusEvents', NEW.event_id, 'INSERT');
 END;
 
-CREATE TRIGGER trg_apikeystatusevents_update BEFORE UPDATE ON APIKeyStatusEvents BEGIN
+-- (`keystore doctor --fix` may: a reason that is not UTF-8 could never be pushed)
+CREATE TRIGGER trg_apikeystatusevents_update BEFORE UPDATE ON APIKeyStatusEvents
+WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
     SELECT RAISE(ABORT, 'APIKeyStatusEvents is append-only');
 END;
 

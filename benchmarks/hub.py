@@ -115,9 +115,9 @@ def _copy_and_insert(conn: psycopg.Connection[Any], values: Sequence[Sequence[ob
             for value in values:
                 copy.write_row(value)
         conn.execute(
-            f"INSERT INTO keystore.api_keys (store_id, {_COLUMNS}, hub_seq)"
+            f"INSERT INTO keystore.api_keys (store_id, {_COLUMNS}, changed_at_id)"
             f" SELECT %s, {_COLUMNS}, 1 FROM bare"
-            f" ON CONFLICT (store_id, {_KEYS.id}) DO UPDATE SET {updates}, hub_seq = 1",
+            f" ON CONFLICT (store_id, {_KEYS.id}) DO UPDATE SET {updates}, changed_at_id = 1",
             (uuid.uuid4(),),
         )
 

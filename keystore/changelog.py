@@ -65,6 +65,15 @@ def count_records(conn: "sqlite3.Connection", table: Table) -> int:
     return int(scalar(conn, _fill("count_records", table)))
 
 
+def log_everything(conn: "sqlite3.Connection", table: Table) -> None:
+    """Log every record of a table as changed, those that are gone included.
+
+    For when changes may be missing from the log: the next push then carries all of them.
+    """
+    conn.execute(_fill("log_all", table))
+    conn.execute(_fill("log_gone", table))
+
+
 def undecodable(conn: "sqlite3.Connection", table: Table) -> int | None:
     """Return the id of the first record whose text is not UTF-8, which no CHECK can refuse."""
     text_factory, conn.text_factory = conn.text_factory, bytes

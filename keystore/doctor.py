@@ -163,7 +163,8 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "contradiction",
             "error",
             f"is_active of {len(contradictions)} keys is not what their status says.",
-            "Somebody wrote without the triggers; `keystore doctor --fix` goes by the status.",
+            "They are denied. `keystore doctor --fix` closes those that are active; give the "
+            "others a status with `keystore key set-status`.",
         )
     missing = db.scalar(conn, _Q["gaps"])
     if missing:

@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 _Q = sql.named("legacy")
 
 Row = tuple[Any, ...]
-Progress = Callable[[int, int], None]
-"""Called with the number of rows read, and of all."""
+Progress = Callable[[int, int], None]  # called with the number of rows read, and of all
 
-_CHUNK = 5_000
-_NAMED = 3  # how many rows an error names
+_CHUNK, _NAMED = 5_000, 3  # rows at a time; rows that an error names
+_STOPPING = {"status", "expires_at", "expired_at", "revoked_at", "deleted_at", "disabled_at"}
 _UUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
 _HASH = re.compile(r"[0-9A-Fa-f]{64}")
 _TEXT = re.compile("[^\0\ud800-\udfff]+")
@@ -305,12 +304,14 @@ def _refuse_others(old: db.StoreFile) -> list[str]:
 
 def _refuse_columns(path: Path, table: _Table, columns: _Columns) -> None:
     if columns.missing:
-        hint = "docs/legacy.md lists the columns that an old store must have."
-        what = f"{table.name} has no column {', '.join(columns.missing)}"
-        raise NotAKeystoreError(f"{path}: {what}.", hint=hint)
+        what = f"{path}: {table.name} has no column {', '.join(columns.missing)}."
+        raise NotAKeystoreError(what, hint="docs/legacy.md lists the columns that it must have.")
     if table.name == "APIKeys" and "api_key" in map(str.lower, columns.extra):
         hint = "Only a store whose api_key_id is the UUID can be moved."
         raise InvalidInputError(f"{path}: its keys have both kinds of id already.", hint=hint)
+    if stops := sorted({*map(str.lower, columns.extra)} & _STOPPING):  # they would pass again
+        what = f"{path}: {table.name} has {', '.join(stops)}, which may stop keys."
+        raise InvalidInputError(what, hint="Write what it means into is_active, then drop it.")
 
 
 def _fit(

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import uuid_utils.compat
 
-from keystore import db, sql, tokens
+from keystore import changelog, db, sql, tokens
 from keystore.errors import (
     DamagedStoreError,
     InvalidInputError,
     StoreExistsError,
     StoreNotFoundError,
 )
+from keystore.tables import TRACKED
 
 if TYPE_CHECKING:
     import sqlite3
@@ -114,12 +115,20 @@ def upgrade(path: Path | str) -> tuple[int, int]:
 def _upgrade(file: db.StoreFile, before: int) -> None:
     conn = file.conn
     orphans = len(conn.execute("PRAGMA foreign_key_check").fetchall())
-    _drop_triggers(conn)
+    _refuse_unknown_columns(file)
+    strangers = _drop_triggers(conn)
     for version in range(before + 1, db.SCHEMA_VERSION + 1):
         _run(conn, sql.read(f"migrations/{version:04}"))
     _run(conn, sql.read("triggers"))
     if not file.info().is_origin:
         _run(conn, sql.read("replica"))
+    else:
+        # Whether the old triggers were whole cannot be told any more; so the next push carries all.
+        for table in TRACKED:
+            changelog.log_everything(conn, table)
+    for key, text in strangers.items():
+        if key not in schema_of(conn):
+            conn.execute(text)
     if len(conn.execute("PRAGMA foreign_key_check").fetchall()) > orphans:
         raise DamagedStoreError(
             f"{file.path}: rows would be orphaned by the migration.",
@@ -128,10 +137,28 @@ def _upgrade(file: db.StoreFile, before: int) -> None:
     conn.execute(f"PRAGMA user_version = {db.SCHEMA_VERSION}")
 
 
-def _drop_triggers(conn: "sqlite3.Connection") -> None:
-    for kind, name in schema_of(conn):
-        if kind == "trigger":
+def _refuse_unknown_columns(file: db.StoreFile) -> None:
+    """Refuse a column that somebody added: a rebuild of its table would drop what it holds."""
+    for table in TRACKED:
+        known = {column.name for column in table.columns}
+        found = {row[1] for row in file.conn.execute(f"PRAGMA table_info({table.name})")}
+        if found - known:
+            raise DamagedStoreError(
+                f"{file.path}: {table.name} has columns that are not keystore's: "
+                f"{', '.join(sorted(found - known))}.",
+                hint="Nothing was changed; move them to a table of your own first.",
+            )
+
+
+def _drop_triggers(conn: "sqlite3.Connection") -> dict[tuple[str, str], str]:
+    """Drop our triggers; return what is not ours and might vanish with a table."""
+    strangers = {}
+    for (kind, name), text in schema_of(conn).items():
+        if kind == "trigger" and name.startswith("trg_"):
             conn.execute(f'DROP TRIGGER "{name}"')
+        elif kind in {"trigger", "index"} and not name.startswith("idx_"):
+            strangers[kind, name] = text
+    return strangers
 
 
 def _run(conn: "sqlite3.Connection", script: str) -> None:

@@ -8,9 +8,10 @@ is logged as changed, so that the next push carries it.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from keystore import db, migrate, sql
+from keystore import changelog, db, migrate, sql
 from keystore.db import StoreFile
-from keystore.tables import TRACKED
+from keystore.errors import DamagedStoreError
+from keystore.tables import BY_NAME, TRACKED
 
 if TYPE_CHECKING:
     import sqlite3
@@ -25,10 +26,15 @@ def mend(file: StoreFile) -> list[str]:
         KeystoreError: the store could not be written; nothing was changed.
     """
     with file.write() as conn:
-        is_origin = db.scalar(conn, _Q["role"]) == "origin"
+        role = db.scalar(conn, _Q["role"])
+        if role not in {"origin", "replica"}:
+            raise DamagedStoreError(
+                f"{file.path}: StoreInfo does not say what this store is.", hint="Restore a backup."
+            )
+        is_origin = role == "origin"
         done = [*_replaying(conn), *_schema(conn, is_origin=is_origin), *_sequences(conn)]
         if is_origin:
-            done += _contradictions(conn)
+            done += [*_contradictions(conn), *_events(conn)]
     if file.path.stat().st_mode & 0o077:
         file.path.chmod(0o600)
         done.append("Took the rights of others to the file away.")
@@ -58,7 +64,7 @@ def _schema(conn: "sqlite3.Connection", *, is_origin: bool) -> Iterator[str]:
         yield f"Made the {kind} {name} anew."
     for table in TRACKED if is_origin else ():
         if table.name in touched:
-            conn.execute(_Q["log_all"].format(table=table.name, id=table.id))
+            changelog.log_everything(conn, table)
             yield f"Logged every record of {table.name} as changed."
 
 
@@ -73,7 +79,23 @@ def _sequences(conn: "sqlite3.Connection") -> Iterator[str]:
 
 
 def _contradictions(conn: "sqlite3.Connection") -> Iterator[str]:
-    count = len(conn.execute(_Q["contradictions"]).fetchall())
+    count = conn.execute(_Q["close"]).rowcount
     if count:
-        conn.execute(_Q["settle"])
-        yield f"Set is_active of {count} keys to what their status says."
+        yield f"Closed {count} keys that were active though their status allows no access."
+
+
+def _events(conn: "sqlite3.Connection") -> Iterator[str]:
+    """Make text of the timeline UTF-8 that is not; nobody can correct it in another way."""
+    table = BY_NAME["APIKeyStatusEvents"]
+    while (event_id := changelog.undecodable(conn, table)) is not None:
+        text_factory = conn.text_factory
+        conn.text_factory = lambda data: data.decode("utf-8", "replace")
+        try:
+            texts = conn.execute(_Q["event_texts"], (event_id,)).fetchone()
+        finally:
+            conn.text_factory = text_factory
+        conn.execute(_Q["begin_replaying"])
+        conn.execute(_Q["set_event_texts"], (*texts, event_id))
+        conn.execute(_Q["end_replaying"])
+        conn.execute(_Q["log_event"], (event_id,))
+        yield f"Replaced what is not UTF-8 in event {event_id} of the timeline."

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from keystore import Store, db
+from keystore import Store, db, migrate
 from keystore.doctor import examine
+from keystore.errors import DamagedStoreError
 from keystore.repair import mend
 from keystore.sync import digest, engine
 from keystore.sync.engine import Report
@@ -97,6 +98,7 @@ def test_a_replica_needs_its_read_only_triggers(patient: Store, tmp_path: Path) 
 
 BROKEN = {
     "a missing trigger": "DROP TRIGGER trg_apikeys_update; UPDATE APIKeys SET label = 'unseen'",
+    "a delete that no trigger saw": ("DROP TRIGGER trg_apikeys_delete; DELETE FROM APIKeys"),
     "an altered trigger": (
         "DROP TRIGGER trg_plans_update; CREATE TRIGGER trg_plans_update AFTER UPDATE ON Plans"
         " BEGIN SELECT 1; END; UPDATE Plans SET stale_action = 'allow'"
@@ -106,6 +108,10 @@ BROKEN = {
     "a replay that never ended": "UPDATE StoreInfo SET replaying = 1",
     "a contradiction": (
         "UPDATE StoreInfo SET replaying = 1; UPDATE APIKeys SET status = 'suspended'"
+    ),
+    "a reason that is not UTF-8": (
+        "UPDATE APIKeys SET status = 'suspended', status_reason = CAST(x'61ff' AS TEXT);"
+        " UPDATE APIKeys SET status_reason = 'corrected'"
     ),
     "a journal mode": "PRAGMA journal_mode = DELETE",
 }
@@ -129,6 +135,33 @@ def test_a_contradiction_is_settled_for_denial(patient: Store) -> None:
     mend(patient.file)
     rows = patient.file.conn.execute("SELECT is_active, status FROM APIKeys").fetchall()
     assert rows == [(0, "suspended")]
+
+
+def test_mending_never_opens_a_key(patient: Store) -> None:
+    conn = patient.file.conn
+    conn.executescript(
+        "DROP TRIGGER trg_apikeys_update_status;"
+        " UPDATE APIKeys SET is_active = 0, label = 'stopped'"
+    )
+    mend(patient.file)
+    assert conn.execute("SELECT is_active FROM APIKeys").fetchone() == (0,)
+    assert [item.id for item in examine(patient.file)] == ["contradiction"]
+
+
+def test_a_store_that_does_not_say_what_it_is_is_not_mended(patient: Store) -> None:
+    patient.file.conn.execute("DELETE FROM StoreInfo")
+    with pytest.raises(DamagedStoreError):
+        mend(patient.file)
+
+
+def test_a_log_without_its_tail_is_found(patient: Store) -> None:
+    conn = patient.file.conn
+    text = migrate.schema_of(conn)["trigger", "trg_changelog_delete"]
+    for condition in ("change_id = (SELECT max(change_id) FROM ChangeLog)", "1"):
+        conn.execute("DROP TRIGGER trg_changelog_delete")
+        conn.execute(f"DELETE FROM ChangeLog WHERE {condition}")
+        conn.execute(text)
+        assert [item.id for item in examine(patient.file)] == ["log_gap"]
 
 
 def test_what_needs_a_decision_is_left_alone(patient: Store) -> None:

@@ -361,3 +361,14 @@ def test_set_aside_and_report_go_together(old: Path, new: Path, options: list[st
 def test_help_has_an_example() -> None:
     assert isinstance(COMMANDS[0], click.Command)
     assert "Example:\n    keystore import-legacy old.db keystore.db" in run("--help").output
+
+
+@pytest.mark.parametrize("column", ["status", "expires_at", "Revoked_At"])
+def test_a_column_that_may_stop_keys_is_not_dropped(old: Path, new: Path, column: str) -> None:
+    put_column = db.connect(old)
+    put_column.execute(f"ALTER TABLE APIKeys ADD COLUMN {column}")
+    put_column.close()
+    result = run(old, new)
+    assert result.exit_code == 1
+    assert column.lower() in result.stderr
+    assert not new.exists()

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from keystore import KeystoreError, Reason, Store, Validator, db
+from keystore.doctor import examine
 from keystore.errors import InUseError, InvalidInputError, NotFoundError
 from keystore.sync import digest, engine, targets
 from keystore.sync.engine import Report
@@ -139,6 +140,55 @@ def test_a_status_that_changes_its_mind_takes_its_keys_along(store: Store) -> No
         assert conn.execute("SELECT is_active FROM APIKeys").fetchone() == (is_active,)
     conn.execute("UPDATE APIKeyStatuses SET name = 'probation' WHERE name = 'trial'")
     assert conn.execute("SELECT status FROM APIKeys").fetchone() == ("probation",)
+
+
+@pytest.mark.parametrize("foreign_keys", ["ON", "OFF"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        "REPLACE INTO APIKeyStatuses (name, allows_access) VALUES ('trial', 0)",
+        "UPDATE OR REPLACE APIKeyStatuses SET name = 'trial' WHERE name = 'suspended'",
+        "DELETE FROM APIKeyStatuses WHERE name = 'trial'",
+        "UPDATE APIKeyStatuses SET name = 'probation', allows_access = 0 WHERE name = 'trial'",
+    ],
+)
+def test_a_status_that_is_taken_from_under_its_keys_closes_them(
+    store: Store, foreign_keys: str, write: str
+) -> None:
+    store.issue_key(ADA)
+    store.add_status("trial", allows_access=True)
+    conn = store.file.conn
+    conn.execute("UPDATE APIKeys SET status = 'trial'")
+    conn.execute(f"PRAGMA foreign_keys = {foreign_keys}")
+    try:
+        conn.execute(write)
+    except db.Error:
+        assert foreign_keys == "ON"  # refused: nothing has changed
+    assert [item.id for item in examine(store.file) if item.id == "contradiction"] == []
+    conn.execute("DELETE FROM APIKeys")
+
+
+def test_a_reason_is_not_taken_for_that_of_the_next_status(store: Store) -> None:
+    issued = store.issue_key(ADA)
+    conn = store.file.conn
+    conn.execute("UPDATE APIKeys SET is_active = 0, status_reason = 'leaked'")
+    conn.execute("UPDATE APIKeys SET is_active = 1")
+    assert statuses(store, issued.token)[:2] == [("assigned", None), ("revoked", "leaked")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    ["1, 'no uuid', 'a', CURRENT_TIMESTAMP", "'x', '{uuid}', 'a', CURRENT_TIMESTAMP",
+     "1, '{uuid}', 'a' || char(0), CURRENT_TIMESTAMP", "1, '{uuid}', 'a', 'yesterday'"],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["INSERT", "INSERT OR IGNORE"])
+def test_an_event_that_could_not_be_pushed_is_refused(store: Store, values: str, verb: str) -> None:
+    given = values.format(uuid="01890a5d-ac96-774b-bcce-b302099a8057")
+    with pytest.raises(db.Error, match="written by triggers"):
+        store.file.conn.execute(
+            f"{verb} INTO APIKeyStatusEvents (api_key_id, api_key, status, occurred_at)"
+            f" VALUES ({given})"
+        )
 
 
 def test_statuses_that_the_triggers_rely_on_cannot_lie(store: Store) -> None:
@@ -332,6 +382,9 @@ def test_a_keys_life_by_hand(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     assert run("key", "resume", key).exit_code == 0
     assert run("key", "quota", key, "translation=7").stdout.startswith("7 units of translation")
     rotated = json.loads(run("key", "rotate", key, "--overlap", "1d", "--json").stdout)
+    again = json.loads(run("key", "rotate", rotated["token"], "--json").stdout)
+    assert run("check", rotated["token"], "--ip", "192.0.2.9").exit_code == 1
+    assert run("key", "delete", again["token"]).exit_code == 0
     assert run("key", "expire", key, "now").exit_code == 0
     assert run("key", "delete", rotated["token"]).exit_code == 0
     lines = run("key", "history", key).stdout.splitlines()

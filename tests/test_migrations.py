@@ -12,7 +12,7 @@ from keystore import KeystoreError, Reason, Store, Validator, tokens
 from keystore.changelog import Reader
 from keystore.db import SCHEMA_VERSION, connect, open_store, versions
 from keystore.doctor import examine
-from keystore.errors import SchemaVersionError
+from keystore.errors import DamagedStoreError, SchemaVersionError
 from keystore.migrate import expected_schema, schema_of, upgrade
 from keystore.sync import digest, engine, targets
 from keystore.sync.engine import Report
@@ -103,6 +103,43 @@ def test_a_migrated_replica_stays_read_only_and_goes_on(old: Path, tmp_path: Pat
             replica.conn.execute("INSERT INTO Services (name) VALUES ('x')")
 
 
+def test_changes_that_the_old_triggers_missed_are_pushed_after_the_migration(
+    old: Path, new_store: NewStore
+) -> None:
+    hub = MemoryHub()
+    conn = connect(old)
+    conn.executescript(
+        "DROP TRIGGER trg_apikeys_delete; DELETE FROM APIKeys WHERE api_key_id = 2;"
+        "DROP TRIGGER trg_plans_update; UPDATE Plans SET name = 'unseen' WHERE plan_id = 1"
+    )
+    conn.close()
+    upgrade(old)
+    with open_store(old) as file:
+        pages = list(Reader(file, 8))
+        changed: set[tuple[str, object]] = set()
+        for page in pages:
+            changed |= {(page.table.name, row[0]) for row in page.rows}
+            changed |= {(page.table.name, record_id) for record_id in page.deleted}
+        assert {("APIKeys", 2), ("Plans", 1)} <= changed
+        engine.push(file, hub, "memory:", Report(""))
+
+
+def test_what_is_not_ours_is_kept_or_refused(old: Path) -> None:
+    conn = connect(old)
+    conn.executescript(
+        "CREATE TABLE Mine (x); CREATE INDEX mine_by_label ON APIKeys (label);"
+        "CREATE TRIGGER mine_too AFTER INSERT ON APIKeys BEGIN INSERT INTO Mine VALUES (1); END;"
+        "ALTER TABLE Accounts ADD COLUMN owner"
+    )
+    with pytest.raises(DamagedStoreError, match="owner"):
+        upgrade(old)
+    conn.execute("ALTER TABLE Accounts DROP COLUMN owner")
+    conn.close()
+    upgrade(old)
+    with open_store(old) as file:
+        assert {("index", "mine_by_label"), ("trigger", "mine_too")} <= schema_of(file.conn).keys()
+
+
 def test_a_migration_that_fails_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = old.read_bytes()
     read = __import__("keystore.sql", fromlist=["read"]).read
@@ -135,7 +172,7 @@ def test_two_processes_that_migrate_at_once_do_it_once(old: Path) -> None:
         changes = file.conn.execute(
             "SELECT count(*) FROM ChangeLog WHERE table_name = 'APIKeyStatuses'"
         ).fetchone()
-        assert changes == (5,)
+        assert changes == (5,)  # logged once
 
 
 def test_a_store_with_orphans_is_migrated_with_them(old: Path) -> None:

@@ -1,5 +1,6 @@
 """Commands that take care of a store's file: migrate, backup, restore, doctor."""
 
+import uuid
 from pathlib import Path
 
 import click
@@ -96,7 +97,7 @@ def doctor(db_path: Path, fix: bool) -> None:
 
 def _beside(path: Path, what: str) -> Path:
     stamp = clock.utc_text().replace("-", "").replace(":", "").replace(" ", "T")
-    return path.with_name(f"{path.name}.{what}-{stamp}")
+    return path.with_name(f"{path.name}.{what}-{stamp}-{uuid.uuid4().hex[:4]}")
 
 
 COMMANDS: tuple[click.Command, ...] = (migrate_command, backup, restore, doctor)

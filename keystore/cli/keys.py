@@ -151,7 +151,7 @@ def key_issue(
 @click.option(
     "--overlap",
     type=seconds,
-    default=0,
+    default="0",
     metavar="AGE",
     help="For how long the old key still works: 1d, 12h. Default: revoked at once.",
 )

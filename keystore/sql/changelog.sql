@@ -42,5 +42,16 @@ LIMIT :limit;
 -- name: all_records
 SELECT {columns} FROM {table} AS t WHERE t.{id} > :after ORDER BY t.{id} LIMIT :limit;
 
+-- name: log_all
+INSERT INTO ChangeLog (table_name, record_id, operation)
+SELECT '{table}', {id}, 'UPDATE' FROM {table};
+
+-- name: log_gone
+-- Every record that ever was is in the log; those that are no longer there may have gone unseen.
+INSERT INTO ChangeLog (table_name, record_id, operation)
+SELECT DISTINCT '{table}', record_id, 'DELETE' FROM ChangeLog
+WHERE table_name = '{table}' AND typeof(record_id) = 'integer'
+  AND record_id NOT IN (SELECT {id} FROM {table});
+
 -- name: count_records
 SELECT count(*) FROM {table};

@@ -31,20 +31,31 @@ FROM APIKeys AS k
 LEFT JOIN APIKeyStatuses AS s ON s.name = k.status
 WHERE k.is_active <> coalesce(s.allows_access AND s.is_active, 0);
 
--- name: settle
--- (fires the trigger that logs the change; the one that settles has nothing left to do)
-UPDATE APIKeys SET is_active = coalesce((SELECT s.allows_access AND s.is_active
-                                         FROM APIKeyStatuses AS s WHERE s.name = status), 0)
-WHERE is_active <> coalesce((SELECT s.allows_access AND s.is_active
-                             FROM APIKeyStatuses AS s WHERE s.name = status), 0);
+-- name: close
+-- Only ever takes access away: a key that is not active and has a status that allows is for a person
+-- to decide, and denied meanwhile.
+UPDATE APIKeys SET is_active = 0
+WHERE is_active AND NOT coalesce((SELECT s.allows_access AND s.is_active
+                                  FROM APIKeyStatuses AS s WHERE s.name = status), 0);
 
 -- name: end_replaying
 UPDATE StoreInfo SET replaying = 0;
 
--- name: log_all
-INSERT INTO ChangeLog (table_name, record_id, operation) SELECT '{table}', {id}, 'UPDATE' FROM {table};
-
 -- name: gaps
 -- Ids are given without a gap, so a missing one is a change that somebody removed.
-SELECT coalesce(max(change_id) - min(change_id) + 1 - count(*), 0) + coalesce(min(change_id) - 1, 0)
-FROM ChangeLog;
+SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'ChangeLog'), 0),
+           coalesce(max(change_id), 0)) - count(*)
+FROM ChangeLog
+WHERE change_id > 0;
+
+-- name: begin_replaying
+UPDATE StoreInfo SET replaying = 1;
+
+-- name: event_texts
+SELECT old_status, status, reason FROM APIKeyStatusEvents WHERE event_id = ?;
+
+-- name: set_event_texts
+UPDATE APIKeyStatusEvents SET old_status = ?, status = ?, reason = ? WHERE event_id = ?;
+
+-- name: log_event
+INSERT INTO ChangeLog (table_name, record_id, operation) VALUES ('APIKeyStatusEvents', ?, 'UPDATE');

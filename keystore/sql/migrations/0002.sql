@@ -27,7 +27,8 @@ CREATE TABLE APIKeyStatuses (
         CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*'),
     -- the status that keys are born with; the triggers that keep is_active in step rely on it
     CHECK (name <> 'assigned' OR (is_active AND allows_access)),
-    CHECK (name <> 'revoked' OR NOT allows_access)
+    CHECK (name <> 'revoked' OR NOT allows_access),
+    CHECK (name <> 'deleted') -- what the timeline says of a key that is gone
 );
 
 INSERT INTO APIKeyStatuses (name, description, allows_access) VALUES
@@ -60,7 +61,8 @@ CREATE TABLE APIKeys (
     -- Two words for one truth: is_active is whether the status lets the key pass. Triggers keep them
     -- in step, whichever of the two is written.
     is_active BOOLEAN NOT NULL DEFAULT 1 CHECK (is_active IN (0, 1)),
-    status TEXT NOT NULL DEFAULT 'assigned' REFERENCES APIKeyStatuses (name) ON UPDATE CASCADE,
+    status TEXT NOT NULL DEFAULT 'assigned' REFERENCES APIKeyStatuses (name) ON UPDATE CASCADE
+        CHECK (typeof(status) = 'text' AND instr(status, char(0)) = 0),
     -- why it has this status; goes into the timeline
     status_reason TEXT CHECK (status_reason IS NULL OR (typeof(status_reason) = 'text' AND instr(status_reason, char(0)) = 0)),
     label TEXT CHECK (label IS NULL OR (typeof(label) = 'text' AND instr(label, char(0)) = 0)),
@@ -146,9 +148,3 @@ CREATE TABLE OAuthClients (
         CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
 );
 CREATE INDEX idx_oauthclients_account_id ON OAuthClients (account_id);
-
--- Every key has new columns, and the statuses are new: the next push carries them.
-INSERT INTO ChangeLog (table_name, record_id, operation)
-SELECT 'APIKeyStatuses', status_id, 'INSERT' FROM APIKeyStatuses;
-INSERT INTO ChangeLog (table_name, record_id, operation)
-SELECT 'APIKeys', api_key_id, 'UPDATE' FROM APIKeys;
