@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 _Q = sql.named("doctor")
+LARGE_WAL_BYTES = 256 << 20
 _LOGS = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"))
 
 
@@ -154,7 +155,7 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
         yield Finding(
             "clock",
             "warning",
-            "the ChangeLog has times in the future.",
+            "the ChangeLog, or the origin that it is as of, has times in the future.",
             "Check this machine's clock: expiry and freshness go by it.",
         )
     contradictions = conn.execute(_Q["contradictions"]).fetchall()
@@ -192,6 +193,15 @@ def _surroundings(path: Path) -> Iterator[Finding]:
             "warning",
             f"{path} has mode {mode:04o}: others on this machine can open it.",
             f"chmod 600 {path}",
+        )
+
+    wal = Path(f"{path}-wal")
+    if wal.exists() and wal.stat().st_size > LARGE_WAL_BYTES:
+        yield Finding(
+            "wal_size",
+            "warning",
+            f"{wal} has {wal.stat().st_size >> 20} MiB: a reader that never ends pins it.",
+            "Find the process that keeps a transaction open; a checkpoint then shrinks the file.",
         )
 
 

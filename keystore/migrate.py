@@ -177,7 +177,7 @@ def verify_tracking(file: db.StoreFile) -> None:
         if key[0] == "trigger" and have.get(key) != text:
             raise DamagedStoreError(
                 f"{file.path}: the trigger {key[1]} is missing or altered, so changes may be lost.",
-                hint="`keystore doctor` lists the damage; restore a backup.",
+                hint="`keystore doctor --fix` makes it anew and logs every record of the table.",
             )
 
 

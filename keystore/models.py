@@ -7,7 +7,7 @@ is the store's to say.
 import re
 import unicodedata
 from datetime import UTC, datetime
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import ip_network
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -42,6 +42,14 @@ def _looks_like_an_address(text: str) -> str:
     return text
 
 
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text.strip()))
+    except ValueError:
+        msg = "must be a network like 192.0.2.0/24, with no bits set behind its mask, or an address"
+        raise ValueError(msg) from None
+
+
 def _to_utc(moment: datetime) -> datetime:
     # A time without a zone is read as UTC: what the store shows can be typed back in.
     try:
@@ -69,7 +77,7 @@ Email = Annotated[
 Moment = Annotated[datetime, AfterValidator(_to_utc)]
 
 
-Network = Annotated[IPv4Network | IPv6Network, Field(union_mode="left_to_right")]
+Network = Annotated[str, AfterValidator(_network)]
 Units = Annotated[int, Field(ge=0, lt=2**63)]
 Renewal = Literal["never", "daily", "monthly"]
 

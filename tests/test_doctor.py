@@ -80,6 +80,11 @@ def test_an_open_file_mode_is_found(patient: Store) -> None:
     assert [item.id for item in examine(patient.file)] == ["file_mode"]
 
 
+def test_a_large_wal_is_found(patient: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keystore.doctor.LARGE_WAL_BYTES", 1)
+    assert [item.id for item in examine(patient.file)] == ["wal_size"]
+
+
 def test_an_old_sqlite_is_found(patient: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "sqlite_version", lambda: (3, 40, 1))
     (found,) = examine(patient.file)

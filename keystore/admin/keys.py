@@ -61,7 +61,7 @@ class KeyAdmin(Admin):
                     "account_id": account_id,
                     "label": wanted.label,
                     "expires_at": expiry,
-                    "allowed_networks": " ".join(map(str, wanted.networks)) or None,
+                    "allowed_networks": " ".join(wanted.networks) or None,
                     "metadata": json.dumps(wanted.metadata) if wanted.metadata else None,
                 }
             )
