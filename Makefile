@@ -32,7 +32,7 @@ bench: venv ## every benchmark, as ratios measured side by side
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 docs: venv ## the documentation as HTML, warnings are errors
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs docs/_build/html
 
 lock: ## renew requirements.lock (needs uv)
 	uv export --quiet --format requirements.txt --all-extras --all-groups \
