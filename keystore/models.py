@@ -195,6 +195,11 @@ class APIKey(BaseModel):
         is_over = self.expires_at is not None and self.expires_at <= utc_text()
         return "expired" if self.is_active and is_over else self.status
 
+    @property
+    def expires(self) -> str:
+        """The day on which the key expires, or ``never``."""
+        return self.expires_at[:10] if self.expires_at else "never"
+
 
 class Service(BaseModel):
     """A service as the store holds it; ``keys`` counts those with a quota for it."""

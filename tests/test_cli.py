@@ -108,7 +108,7 @@ def test_keys_are_listed_with_their_state(db: Path, store: Store) -> None:
         (expired.api_key,),
     )
     lines = run("key", "list").stdout.splitlines()[1:]
-    assert [line.split()[:3:2] for line in lines] == [
+    assert [line.split()[:2] for line in lines] == [
         [active.api_key, "assigned"],
         [revoked.api_key, "revoked"],
         [expired.api_key, "expired"],
@@ -118,10 +118,13 @@ def test_keys_are_listed_with_their_state(db: Path, store: Store) -> None:
 def test_the_column_that_names_a_row_is_never_cut_at_a_terminal(
     db: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = store.issue_key("ada@example.org", label="a label that is rather long " * 3).key
+    label = "a label that is rather long " * 3
+    key = store.issue_key("ada@example.org", label=label, expires_at="2031-02-03").key
     monkeypatch.setattr("keystore.cli.common._is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    assert key.api_key in run("key", "list").stdout
+    lines = run("key", "list").stdout.splitlines()
+    assert lines[1].split()[:3] == [key.api_key, "assigned", "2031-02-03"]
+    assert max(map(len, lines)) <= 80
 
 
 def bad_input(tmp_path: Path) -> list[tuple[str, list[str], str]]:

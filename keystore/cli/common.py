@@ -16,6 +16,7 @@ from keystore.tokens import MAX_TOKEN_LENGTH
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _JSON = "keystore.json"
+_SHORT = len("YYYY-MM-DD")
 _DURATION = re.compile(r"(\d{1,6})([wdhm])")
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
 
@@ -178,9 +179,11 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         from rich.table import Table
 
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for number, name in enumerate(header):
+        for number, (name, *column) in enumerate(zip(header, *cells, strict=True)):
             # The first column names the row: it is what the next command wants, so never cut it.
-            table.add_column(name, no_wrap=number == 0, overflow="fold")
+            # Dates, states and numbers are hard to read in pieces, too.
+            is_short = max(map(len, column)) <= _SHORT
+            table.add_column(name, no_wrap=number == 0 or is_short, overflow="fold")
         for row in cells:
             table.add_row(*map(escape, row))
         Console().print(table)

@@ -185,7 +185,7 @@ def key_list(db_path: Path, account_email: str | None, status_name: str | None) 
 
     with Store.open(db_path) as store:
         rows = store.keys(account=account_email, status=status_name)
-    columns = ("api_key", "account", "state", "expires_at", "label")
+    columns = ("api_key", "state", "expires", "account", "label")
     show_table(rows, columns, empty="No keys; `keystore key issue ACCOUNT` issues one.")
 
 
