@@ -1,5 +1,6 @@
 """The check endpoint: what each proxy relies on, first the pure function, then a real server."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -16,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keystore import Decision, Reason, Store
+from keystore import Decision, Reason, Store, Validator
 from keystore.edge.decision import Freshness
+from keystore.http import server as http_server
 from keystore.http.check import respond, token_of
 
 IDENTITY = {"X-Auth-Reason", "X-Auth-Key", "X-Auth-Account", "X-Auth-Plan"}
@@ -289,6 +291,25 @@ def test_bodies_are_read_past(store: Store, server: Server) -> None:
         response = conn.getresponse()
         assert (response.status, response.read()) == (200, b'{"allowed": true, "reason": "ok"}\n')
     conn.close()
+
+
+def test_a_silent_connection_is_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.05)
+
+    async def connect_and_say_nothing() -> bytes:
+        loop = asyncio.get_running_loop()
+        with Validator(store.file.path) as validator:
+            listening = await loop.create_server(
+                lambda: http_server._Connection(validator, set()), "127.0.0.1", 0
+            )
+            async with listening:
+                port = listening.sockets[0].getsockname()[1]
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                answer = await asyncio.wait_for(reader.read(), timeout=10)
+                writer.close()
+        return answer
+
+    assert asyncio.run(connect_and_say_nothing()) == b""
 
 
 def test_a_taken_port_is_a_one_line_error(store: Store, server: Server) -> None:

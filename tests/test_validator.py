@@ -385,6 +385,19 @@ def test_a_replica_that_is_made_anew_at_its_path_is_seen_by_the_very_next_check(
         assert made_anew.status().usage_total == 2
 
 
+def test_a_file_that_is_replaced_before_the_first_check_is_seen(
+    store: Store, replica: tuple[Path, str]
+) -> None:
+    path, token = replica
+    hub = MemoryHub()
+    with Validator(path) as validator:
+        remove_files(path)
+        store.revoke_key(token)
+        engine.push(store.file, hub, "memory:", Report(""))
+        engine.replicate(hub, "memory:", path, Report(""))
+        assert validator.check(token).reason is Reason.REVOKED
+
+
 def test_usage_is_not_written_to_a_file_of_another_origin(
     store: Store, replica: tuple[Path, str], new_store: NewStore, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ through a second one.
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Validator(db.Closing):
     def __init__(
         self, path: Path | str, *, max_pending: int = 1000, max_seconds: float = 5.0
     ) -> None:
+        # Before the file is opened: should it be replaced in between, the first check notices.
+        self._identity = _identity_of(Path(path))
         # Checks give up soon on a locked file: readers answer "not now", flushes try again later.
         self._file = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
         self._writer = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
@@ -56,7 +58,6 @@ class Validator(db.Closing):
         self._lock = threading.Lock()
         self._entries: dict[str, Entry | None] = {}
         self._data_version: int | None = None
-        self._identity: tuple[int, int] | None = None
         self._info = self._file.info()
         self._as_of_change = 0
         self._as_of: float | None = None
@@ -170,23 +171,23 @@ class Validator(db.Closing):
 
     def _reopen_if_replaced(self) -> None:
         """Follow the path, not the file that it once named: a replica may be made anew there."""
-        try:
-            found = os.stat(self._file.path)  # noqa: PTH116 - half the time of Path.stat
-        except OSError as error:
-            raise StoreNotFoundError(f"{self._file.path}: {error.strerror}.") from error
-        identity = (found.st_dev, found.st_ino)
-        if identity == self._identity:
-            return
-        if self._identity is not None:
+        identity = _identity_of(self._file.path)
+        if identity != self._identity:
             self._reopen()
-        self._identity, self._data_version = identity, None
+            self._identity, self._data_version = identity, None
 
     def _reopen(self) -> None:
         old_file, old_writer = self._file, self._writer
-        file = db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
-        writer = db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
-        if file.info().origin_id != self._info.origin_id:
-            self._usage.flush()  # another origin's ids: what was counted belongs to the old file
+        with ExitStack() as on_failure:
+            file, writer = (
+                on_failure.enter_context(
+                    db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
+                )
+                for _ in range(2)
+            )
+            if file.info().origin_id != self._info.origin_id:
+                self._usage.flush()  # another origin's ids: what was counted is the old file's
+            on_failure.pop_all()
         self._file, self._writer = file, writer
         self._usage.move_to(writer)
         old_file.close()
@@ -227,6 +228,18 @@ class Validator(db.Closing):
             # stays counted, and the next check tries again.
             with suppress(KeystoreError):
                 self._usage.flush()
+
+
+def _identity_of(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another that takes its place: device and inode."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - half the time of Path.stat
+    except OSError as error:
+        raise StoreNotFoundError(
+            f"{path}: {error.strerror}.",
+            hint="`keystore init` makes an origin, `keystore replicate` a replica.",
+        ) from error
+    return found.st_dev, found.st_ino
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

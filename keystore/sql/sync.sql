@@ -2,7 +2,7 @@
 -- {table}, {id} and {columns} are filled from keystore.tables.
 
 -- name: target
-SELECT acknowledged_change, push_token, pending_token, acknowledged_usage
+SELECT push_token, pending_token, acknowledged_usage
 FROM SyncTargets
 WHERE target_id = ?;
 

@@ -51,7 +51,6 @@ class Report:
 class _Bookkeeping:
     """A store's record of one target (table SyncTargets)."""
 
-    acknowledged_change: int
     push_token: str | None
     pending_token: str | None
     acknowledged_usage: int
@@ -178,7 +177,7 @@ def _shake_hands(file: StoreFile, target_id: str, state: TargetState) -> int | N
     """Compare tokens; return the change after which to push, ``None`` for everything."""
     with file.read() as conn:
         book = _Bookkeeping(*conn.execute(_Q["target"], (target_id,)).fetchone())
-        # (a target of one store that was given another's files, or a log that lost its end)
+        # A log that lost its end would give ids again that the target has seen.
         is_behind = changelog.head(conn) < state.acknowledged_change
     if state.token is not None and state.token == book.pending_token and not is_behind:
         _acknowledge_push(file, target_id, state.acknowledged_change, state.token)
