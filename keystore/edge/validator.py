@@ -234,7 +234,7 @@ class Validator(db.Closing):
 def _identity_of(path: str) -> tuple[int, int]:
     """Return what tells a file from another that takes its place: device and inode."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - on every check; a Path costs half as much again
+        found = os.stat(path)  # noqa: PTH116 - on every check; a Path costs a tenth more
     except OSError as error:
         raise StoreNotFoundError(
             f"{path}: {error.strerror}.",
