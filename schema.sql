@@ -1,4 +1,4 @@
--- The store: one SQLite file. Version 2.
+-- The store: one SQLite file. Version 3.
 --
 -- INTEGER identities inside (joins, foreign keys, ChangeLog.record_id), names and UUIDs outside.
 -- AUTOINCREMENT everywhere: without it SQLite hands the id of a purged row to the next one, and
@@ -26,9 +26,14 @@ CREATE TABLE StoreInfo (
     as_of_change INTEGER,
     as_of_at TIMESTAMP
         CHECK (as_of_at IS datetime(strftime('%s', as_of_at), 'unixepoch') AND as_of_at GLOB '[12]???-*'),
-    -- 1 only inside the transaction that applies a pull: lets the replay, and nothing else,
-    -- write a replica's key tables.
+    -- 1 only inside the transaction that applies a pull or compacts the ChangeLog: lets these, and
+    -- nothing else, write a replica's key tables and remove log rows.
     replaying BOOLEAN NOT NULL DEFAULT 0 CHECK (replaying IN (0, 1)),
+    -- The ChangeLog tells nothing of the changes up to here: a target that has acknowledged less
+    -- gets everything.
+    log_horizon INTEGER NOT NULL DEFAULT 0,
+    -- Between the horizon and here only the latest row of each record is kept.
+    compacted_to INTEGER NOT NULL DEFAULT 0,
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
     CHECK (role = 'replica' OR origin_id = store_id)
 );
@@ -202,7 +207,24 @@ CREATE TABLE UsageLog (
         CHECK (request_id IS NULL
                OR (typeof(request_id) = 'text' AND instr(request_id, char(0)) = 0)),
     occurred_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (occurred_at IS datetime(strftime('%s', occurred_at), 'unixepoch') AND occurred_at GLOB '[12]???-*')
+        CHECK (occurred_at IS datetime(strftime('%s', occurred_at), 'unixepoch') AND occurred_at GLOB '[12]???-*'),
+    -- Tells two rows of one id apart that two copies of this file have written, so that a target can
+    -- take the rows of both, and each row once.
+    nonce INTEGER NOT NULL DEFAULT (random()) CHECK (typeof(nonce) = 'integer')
+);
+
+-- Keys that were revoked at a hub: a set that only grows. A key in it never passes again, whatever its
+-- row says, so the revocation needs not wait for the origin.
+CREATE TABLE Revocations (
+    revocation_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    api_key CHAR(36) NOT NULL UNIQUE
+        CHECK (typeof(api_key) = 'text' AND length(api_key) = 36
+               AND replace(api_key, '-', '') NOT GLOB '*[^0-9a-f]*'),
+    reason TEXT CHECK (reason IS NULL OR (typeof(reason) = 'text' AND instr(reason, char(0)) = 0)),
+    -- the hub's clock
+    revoked_at TIMESTAMP NOT NULL
+        CHECK (revoked_at IS datetime(strftime('%s', revoked_at), 'unixepoch') AND revoked_at GLOB '[12]???-*'),
+    received_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
 
 -- One row per target that this store has synced with. A target is known by the identity that it
@@ -215,8 +237,9 @@ CREATE TABLE SyncTargets (
     url TEXT UNIQUE,
     -- push: all changes up to this one are at the target
     acknowledged_change INTEGER NOT NULL DEFAULT 0,
-    -- push: what the target must show before it gets more, and what it will show afterwards;
-    -- pending_token is written before the push, so that a lost acknowledgement is recognised
+    -- What the target must show before it gets more, and what it will show afterwards: of an origin
+    -- with its pushes, of a replica when it says what it has. pending_token is written before, so that
+    -- a lost acknowledgement is recognised.
     push_token CHAR(36),
     pending_token CHAR(36),
     -- usage: all rows up to this one are at the target
@@ -224,6 +247,10 @@ CREATE TABLE SyncTargets (
     -- pull: what the source wants back next time; for a file repository the pinned root and the
     -- newest signed metadata seen, so that nothing older is ever accepted again
     source_state TEXT,
+    -- The hub's number of the latest revocation that this store has, and its key: a hub that was put
+    -- back to an earlier state gives the number to another one.
+    acknowledged_revocation INTEGER NOT NULL DEFAULT 0,
+    last_revocation CHAR(36),
     -- 1: this store only hands its usage up there and gets its keys elsewhere
     usage_only BOOLEAN NOT NULL DEFAULT 0 CHECK (usage_only IN (0, 1)),
     synced_at TIMESTAMP

@@ -349,6 +349,28 @@ CREATE TRIGGER trg_changelog_update BEFORE UPDATE ON ChangeLog BEGIN
     SELECT RAISE(ABORT, 'ChangeLog is append-only');
 END;
 
-CREATE TRIGGER trg_changelog_delete BEFORE DELETE ON ChangeLog BEGIN
-    SELECT RAISE(ABORT, 'ChangeLog is append-only');
+CREATE TRIGGER trg_changelog_delete BEFORE DELETE ON ChangeLog
+WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'ChangeLog is append-only: keystore compact shortens it');
+END;
+
+-- Revocations from a hub. The log row tells those who remember the key that it passes no longer.
+
+CREATE TRIGGER trg_revocations_insert AFTER INSERT ON Revocations BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'APIKeys', api_key_id, 'UPDATE' FROM APIKeys WHERE api_key = NEW.api_key;
+END;
+
+CREATE TRIGGER trg_revocations_update BEFORE UPDATE ON Revocations BEGIN
+    SELECT RAISE(ABORT, 'Revocations only grow');
+END;
+
+CREATE TRIGGER trg_revocations_delete BEFORE DELETE ON Revocations BEGIN
+    SELECT RAISE(ABORT, 'Revocations only grow');
+END;
+
+CREATE TRIGGER trg_apikeys_revoked BEFORE UPDATE OF is_active ON APIKeys
+WHEN NEW.is_active AND NOT OLD.is_active AND NOT (SELECT replaying FROM StoreInfo)
+     AND EXISTS (SELECT 1 FROM Revocations WHERE api_key = OLD.api_key) BEGIN
+    SELECT RAISE(ABORT, 'this key was revoked at a hub, which is for good: issue a new one');
 END;

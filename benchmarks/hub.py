@@ -13,7 +13,7 @@ import psycopg
 from benchmarks import samples
 from benchmarks.harness import Row, Side, compare, main
 from keystore import clock, db, sql
-from keystore.sync import engine
+from keystore.sync import engine, targets
 from keystore.sync.postgres import PostgresHub
 from keystore.tables import BY_NAME, Kind, WireRow
 from keystore.testing.postgres import running
@@ -88,7 +88,8 @@ class _Hub:
             admin.execute(f"DROP DATABASE IF EXISTS {self._name}")
             admin.execute(f"CREATE DATABASE {self._name}")
         self.hub = PostgresHub(self._url)
-        self.hub.init()
+        with targets.hub_admin(self._url) as admin:
+            admin.init()
         self.conn: psycopg.Connection[Any] = psycopg.connect(self._url, autocommit=True)
 
     def renew(self) -> None:

@@ -93,9 +93,8 @@ class Demo:
 
     def distribute(self) -> None:
         """Push to the hub, publish the files, make a replica from each."""
-        hub = targets.open_hub(self.server.url)
-        hub.init()
-        hub.close()
+        with targets.hub_admin(self.server.url) as admin:
+            admin.init()
         self.root.write_bytes(repository.create(Folder(self.repository), self.keys).read_bytes())
         with open_store(self.origin) as file:
             for url in (self.server.url, self.files_url):

@@ -5,18 +5,21 @@ record as it is now: present means upsert, absent means delete. Many changes to 
 one look, replay is idempotent, and a spurious row is harmless.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from keystore import db, sql
 from keystore.clock import utc_text
 from keystore.db import StoreFile, scalar
-from keystore.errors import DamagedStoreError
+from keystore.errors import CompactedLogError, DamagedStoreError
 from keystore.tables import TRACKED, Table, WireRow
 
 if TYPE_CHECKING:
     import sqlite3
+
+Record = tuple[str, int]
+"""Table name and internal id."""
 
 PAGE_SIZE = 10_000
 """Records per page: bounds the memory of a push, about 4 MB of keys."""
@@ -65,13 +68,57 @@ def count_records(conn: "sqlite3.Connection", table: Table) -> int:
     return int(scalar(conn, _fill("count_records", table)))
 
 
-def log_everything(conn: "sqlite3.Connection", table: Table) -> None:
-    """Log every record of a table as changed, those that are gone included.
+def all_records(conn: "sqlite3.Connection", table: Table) -> Iterator[WireRow]:
+    """Yield the rows of a tracked table by id; call it in a read transaction."""
+    yield from conn.execute(_fill("all_records", table), {"after": 0, "limit": -1})
 
-    For when changes may be missing from the log: the next push then carries all of them.
+
+def records_of(
+    conn: "sqlite3.Connection", table: Table, first: int, last: int
+) -> Iterator[WireRow]:
+    """Yield the rows of a tracked table with ids from ``first`` to ``last``, both included."""
+    yield from conn.execute(_fill("records_of", table), {"first": first, "last": last})
+
+
+def changed_records(conn: "sqlite3.Connection", after: int) -> set[Record]:
+    """Return the records that changes later than ``after`` name."""
+    return set(conn.execute(_Q["changed_records"], (after,)))
+
+
+def log_records(conn: "sqlite3.Connection", records: Iterable[Record]) -> None:
+    """Log records as changed, so that the next push carries them as they are, or their absence."""
+    conn.executemany(_Q["log_record"], records)
+
+
+def distrust(conn: "sqlite3.Connection") -> None:
+    """Declare that the log may lack changes: the next push to each target carries everything."""
+    log_records(conn, [(TRACKED[0].name, 0)])  # so that no target has acknowledged the head
+    conn.execute(_Q["set_horizon"], (head(conn),))
+
+
+def keep_ids_above(conn: "sqlite3.Connection", highest: Mapping[str, int], change: int) -> None:
+    """Give ids above ``highest`` (by table name) and change ids above ``change`` from now on.
+
+    For a store that was put back to an earlier state: what it gave away since is not given again.
     """
-    conn.execute(_fill("log_all", table))
-    conn.execute(_fill("log_gone", table))
+    for name, value in {**highest, "ChangeLog": change}.items():
+        conn.execute(_Q["add_sequence"], {"name": name, "value": value})
+        conn.execute(_Q["raise_sequence"], {"name": name, "value": value})
+    conn.execute(_Q["skip_ids"], {"change": change})
+
+
+def compact(conn: "sqlite3.Connection", floor: int) -> int:
+    """Remove the log rows that no target needs; return how many. Call it in a write transaction.
+
+    Those up to ``floor``, the lowest change that any live target has acknowledged, go; of the later
+    ones the latest of each record stays.
+    """
+    horizon = min(floor, head(conn))
+    conn.execute(_Q["begin_compaction"])
+    removed = conn.execute(_Q["remove_acknowledged"], (horizon,)).rowcount
+    removed += conn.execute(_Q["remove_repeated"]).rowcount
+    conn.execute(_Q["end_compaction"], {"horizon": horizon, "head": head(conn)})
+    return int(removed)
 
 
 def undecodable(conn: "sqlite3.Connection", table: Table) -> int | None:
@@ -139,6 +186,12 @@ class Reader:
             after, repeats = self.up_to, True
 
     def _fill_pending(self, conn: "sqlite3.Connection", after: int) -> int:
+        horizon = int(scalar(conn, _Q["horizon"]))
+        if after < horizon:
+            raise CompactedLogError(
+                f"{self._file.path}: the ChangeLog was shortened up to change {horizon} meanwhile.",
+                hint="Nothing was sent; run the same command again.",
+            )
         conn.execute(_Q["clear_pending"])
         conn.execute(_Q["fill_pending"], {"after": after, "up_to": self.up_to})
         return int(scalar(conn, _Q["count_pending"]))

@@ -40,7 +40,7 @@ Error = sqlite3.Error
 
 APPLICATION_ID = 0x4B537472
 """``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """``PRAGMA user_version`` of a file that this program reads and writes."""
 FIRST_SAFE_SQLITE = (3, 51, 3)
 """Older libraries can corrupt a WAL database when a reset races with a writer."""
@@ -65,6 +65,8 @@ class StoreInfo:
     as_of_change: int | None
     as_of_at: str | None
     replaying: int
+    log_horizon: int
+    compacted_to: int
     created_at: str
 
     @property

@@ -70,6 +70,12 @@ class ConstraintError(KeystoreError):
     code = "constraint"
 
 
+class CompactedLogError(KeystoreError):
+    """The ChangeLog no longer tells what a push that was under way still had to read."""
+
+    code = "compacted_log"
+
+
 # -- rows --------------------------------------------------------------------------------------
 
 

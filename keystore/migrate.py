@@ -55,9 +55,10 @@ def create_origin(path: Path | str, *, token_prefix: str = tokens.DEFAULT_PREFIX
 
 
 def draft_replica(path: Path | str, *, origin_id: str, token_prefix: str) -> Path:
-    """Build an empty replica of ``origin_id`` beside ``path`` and return where.
+    """Build an empty replica of ``origin_id`` beside ``path``, without triggers; return where.
 
-    The caller fills it, then calls :func:`publish`; or removes it with :func:`db.remove_files`.
+    The caller fills it, calls :func:`add_triggers`, then :func:`publish`; or removes it with
+    :func:`db.remove_files`.
     """
     draft = draft_path(Path(path))
     try:
@@ -66,6 +67,13 @@ def draft_replica(path: Path | str, *, origin_id: str, token_prefix: str) -> Pat
         db.remove_files(draft)
         raise
     return draft
+
+
+def add_triggers(conn: "sqlite3.Connection", *, is_replica: bool) -> None:
+    """Make all triggers of a store that has none."""
+    _run(conn, sql.read("triggers"))
+    if is_replica:
+        _run(conn, sql.read("replica"))
 
 
 def draft_path(path: Path) -> Path:
@@ -119,13 +127,11 @@ def _upgrade(file: db.StoreFile, before: int) -> None:
     strangers = _drop_triggers(conn)
     for version in range(before + 1, db.SCHEMA_VERSION + 1):
         _run(conn, sql.read(f"migrations/{version:04}"))
-    _run(conn, sql.read("triggers"))
-    if not file.info().is_origin:
-        _run(conn, sql.read("replica"))
-    else:
+    is_origin = file.info().is_origin
+    add_triggers(conn, is_replica=not is_origin)
+    if is_origin:
         # Whether the old triggers were whole cannot be told any more; so the next push carries all.
-        for table in TRACKED:
-            changelog.log_everything(conn, table)
+        changelog.distrust(conn)
     for key, text in strangers.items():
         if key not in schema_of(conn):
             conn.execute(text)
@@ -177,7 +183,7 @@ def verify_tracking(file: db.StoreFile) -> None:
         if key[0] == "trigger" and have.get(key) != text:
             raise DamagedStoreError(
                 f"{file.path}: the trigger {key[1]} is missing or altered, so changes may be lost.",
-                hint="`keystore doctor --fix` makes it anew and logs every record of the table.",
+                hint="`keystore doctor --fix` makes it anew, and the next push carries all.",
             )
 
 
@@ -217,9 +223,8 @@ def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -
         db.apply_pragmas(conn)
         conn.execute("PRAGMA journal_mode = WAL")
         conn.executescript(sql.read("schema"))
-        conn.executescript(sql.read("triggers"))
-        if role == "replica":
-            conn.executescript(sql.read("replica"))
+        if role == "origin":
+            add_triggers(conn, is_replica=False)
         conn.execute(
             _Q["insert_store_info"],
             {

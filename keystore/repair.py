@@ -1,8 +1,8 @@
 """Mends what the doctor finds and what can be mended without a guess, in one transaction.
 
 Rows are never invented and never dropped: orphans and unreadable text are the operator's to decide.
-Where triggers were missing, changes may be missing from the ChangeLog; every record of such a table
-is logged as changed, so that the next push carries it.
+Where triggers were missing, changes may be missing from the ChangeLog; the next push to each target
+carries everything.
 """
 
 from collections.abc import Iterator
@@ -62,10 +62,9 @@ def _schema(conn: "sqlite3.Connection", *, is_origin: bool) -> Iterator[str]:
         conn.execute(text)
         touched.add(text.partition(" ON ")[2].split()[0] if kind == "trigger" else "")
         yield f"Made the {kind} {name} anew."
-    for table in TRACKED if is_origin else ():
-        if table.name in touched:
-            changelog.log_everything(conn, table)
-            yield f"Logged every record of {table.name} as changed."
+    if is_origin and touched & set(BY_NAME):
+        changelog.distrust(conn)
+        yield "The next push to each target carries everything."
 
 
 def _sequences(conn: "sqlite3.Connection") -> Iterator[str]:

@@ -78,7 +78,6 @@ def database_url(postgres_url: str) -> Iterator[str]:
 @pytest.fixture
 def hub_url(database_url: str) -> str:
     """URL of an empty hub."""
-    hub = targets.open_hub(database_url)
-    hub.init()
-    hub.close()
+    with targets.hub_admin(database_url) as admin:
+        admin.init()
     return database_url

@@ -11,6 +11,7 @@ from keystore.db import open_store
 from keystore.errors import SchemaVersionError, TargetError, TargetNotReadyError
 from keystore.sync import digest, engine, targets
 from keystore.sync.engine import Report
+from keystore.sync.hub_admin import HubAdmin
 from keystore.sync.postgres import PostgresHub
 from keystore.tables import TRACKED
 from tests.conftest import NewStore
@@ -29,10 +30,8 @@ def test_a_database_without_a_hub_is_told_apart(store: Store, database_url: str)
 def test_a_foreign_schema_of_our_name_is_left_alone(database_url: str) -> None:
     with psycopg.connect(database_url) as conn:
         conn.execute("CREATE SCHEMA keystore")
-    hub = PostgresHub(database_url)
-    with pytest.raises(TargetNotReadyError):
-        hub.init()
-    hub.close()
+    with targets.hub_admin(database_url) as admin, pytest.raises(TargetNotReadyError):
+        admin.init()
 
 
 def test_a_newer_hub_is_refused(store: Store, hub_url: str) -> None:
@@ -43,7 +42,7 @@ def test_a_newer_hub_is_refused(store: Store, hub_url: str) -> None:
 
 
 def test_two_inits_at_once_make_one_hub(database_url: str) -> None:
-    hubs = [PostgresHub(database_url) for _ in range(4)]
+    hubs = [HubAdmin(database_url) for _ in range(4)]
     made: list[bool] = []
     threads = [threading.Thread(target=lambda h=hub: made.append(h.init())) for hub in hubs]
     for thread in threads:

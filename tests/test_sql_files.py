@@ -20,7 +20,7 @@ def test_every_statement_is_used_and_every_used_one_exists() -> None:
         if match:
             used = set(re.findall(r'_Q\[\s*"(\w+)"\s*\]', text))
             used |= set(re.findall(r'_fill\(\s*"(\w+)"', text))
-            used |= set(re.findall(r'self\._(?:query|row|windows?)\(\s*(?:conn, )?"(\w+)"', text))
+            used |= set(re.findall(r'\.(?:_query|rows?|_windows?)\(\s*(?:conn, )?"(\w+)"', text))
             assert used <= sql.named(match[1]).keys(), path
 
 

@@ -7,9 +7,10 @@ import psycopg
 import pytest
 
 from keystore import Store, Validator
+from keystore.backup import backup, restore
 from keystore.db import StoreFile, open_store
-from keystore.errors import ForkedStoreError, TargetNotReadyError, TargetUnavailableError
-from keystore.sync import engine, targets
+from keystore.errors import TargetNotReadyError, TargetUnavailableError
+from keystore.sync import engine, exchange, targets
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
@@ -53,7 +54,7 @@ def replica(store: Store, tmp_path: Path) -> Path:
 
 def hand_up(file: StoreFile, hub: MemoryHub | PostgresHub) -> int | None:
     report = Report("")
-    engine.hand_up_usage(file, hub, "hub:", report)
+    exchange.hand_up_usage(file, hub, "hub:", report)
     return report.usage
 
 
@@ -97,7 +98,7 @@ def test_a_hub_that_was_put_back_gets_the_usage_again_that_it_lost(
             with psycopg.connect(hub_url) as conn:
                 conn.execute("DELETE FROM keystore.usage_log WHERE usage_id >= 2")
         record(file, 10)
-        assert hand_up(file, sink) == 3
+        assert hand_up(file, sink) == 4
     assert total() == 16
 
 
@@ -107,7 +108,7 @@ def test_many_pages_arrive_and_a_failure_between_them_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sink, total = hub
-    monkeypatch.setattr(engine, "USAGE_PAGE_SIZE", 10)
+    monkeypatch.setattr(exchange, "USAGE_PAGE_SIZE", 10)
     push_usage, calls = sink.push_usage, 0
 
     def fail_on_third(*arguments: object) -> None:
@@ -127,20 +128,41 @@ def test_many_pages_arrive_and_a_failure_between_them_loses_nothing(
     assert total() == 45
 
 
-def test_a_copied_replica_that_records_other_usage_is_stopped(
+def test_copies_of_one_replica_count_what_they_share_once_and_their_own_each(
     replica: Path, hub: tuple[MemoryHub | PostgresHub, Total]
 ) -> None:
+    """The same key, the same amount, the same second: still two rows, if two copies wrote them."""
     sink, total = hub
     twin = replica.with_name("twin.db")
     with open_store(replica) as file:
+        record(file, 100)  # not yet handed up when the copy is made
         file.conn.execute("VACUUM INTO ?", (str(twin),))
         record(file, 1)
         hand_up(file, sink)
     with open_store(twin) as file:
-        record(file, 5)
-        with pytest.raises(ForkedStoreError):
-            hand_up(file, sink)
-    assert total() == 1
+        record(file, 1)
+        hand_up(file, sink)
+        hand_up(file, sink)
+    with open_store(replica) as file:
+        record(file, 7)
+        assert hand_up(file, sink) == 1
+    assert total() == 109
+
+
+def test_a_restored_replica_hands_up_what_it_recorded_before_and_since(
+    replica: Path, hub: tuple[MemoryHub | PostgresHub, Total]
+) -> None:
+    sink, total = hub
+    with open_store(replica) as file:
+        record(file, 1)
+        backup(file, replica.with_name("backup.db"))
+        record(file, 10)
+        hand_up(file, sink)
+    restore(replica.with_name("backup.db"), replica.with_name("restored.db"))
+    with open_store(replica.with_name("restored.db")) as file:
+        record(file, 10)
+        hand_up(file, sink)
+    assert total() == 21
 
 
 def test_an_origin_hands_up_its_own_usage_too(store: Store, hub_url: str) -> None:

@@ -113,11 +113,8 @@ def hub_init(url: str) -> None:
     Example:
       keystore hub init postgresql://hub.example.org/keystore
     """
-    opened = targets.open_hub(url)
-    try:
-        is_new, hub_id = opened.init(), opened.target_id
-    finally:
-        opened.close()
+    with targets.hub_admin(url) as admin:
+        is_new, hub_id = admin.init(), admin.target_id
     text = f"Made hub {hub_id}." if is_new else f"Hub {hub_id} was there already."
     show({"hub_id": hub_id, "is_new": is_new}, text)
 
@@ -132,11 +129,8 @@ def hub_migrate(url: str) -> None:
     Example:
       keystore hub migrate postgresql://hub.example.org/keystore
     """
-    opened = targets.open_hub(url)
-    try:
-        before, after = opened.migrate()
-    finally:
-        opened.close()
+    with targets.hub_admin(url) as admin:
+        before, after = admin.migrate()
     text = f"Hub migrated from version {before} to {after}." if before < after else "Up to date."
     show({"before": before, "after": after}, text)
 

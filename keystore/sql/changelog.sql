@@ -42,16 +42,48 @@ LIMIT :limit;
 -- name: all_records
 SELECT {columns} FROM {table} AS t WHERE t.{id} > :after ORDER BY t.{id} LIMIT :limit;
 
--- name: log_all
-INSERT INTO ChangeLog (table_name, record_id, operation)
-SELECT '{table}', {id}, 'UPDATE' FROM {table};
+-- name: records_of
+SELECT {columns} FROM {table} AS t WHERE t.{id} BETWEEN :first AND :last ORDER BY t.{id};
 
--- name: log_gone
--- Every record that ever was is in the log; those that are no longer there may have gone unseen.
-INSERT INTO ChangeLog (table_name, record_id, operation)
-SELECT DISTINCT '{table}', record_id, 'DELETE' FROM ChangeLog
-WHERE table_name = '{table}' AND typeof(record_id) = 'integer'
-  AND record_id NOT IN (SELECT {id} FROM {table});
+-- name: changed_records
+SELECT DISTINCT table_name, record_id FROM ChangeLog WHERE change_id > ?;
+
+-- name: log_record
+INSERT INTO ChangeLog (table_name, record_id, operation) VALUES (?, ?, 'UPDATE');
+
+-- name: horizon
+SELECT log_horizon FROM StoreInfo;
+
+-- name: set_horizon
+UPDATE StoreInfo SET log_horizon = ?;
+
+-- name: add_sequence
+INSERT INTO sqlite_sequence (name, seq)
+SELECT :name, :value
+WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = :name);
+
+-- name: raise_sequence
+UPDATE sqlite_sequence SET seq = :value WHERE name = :name AND seq < :value;
+
+-- name: skip_ids
+-- (that these ids are missing is no gap)
+UPDATE StoreInfo SET compacted_to = max(compacted_to, :change);
+
+-- name: begin_compaction
+UPDATE StoreInfo SET replaying = 1;
+
+-- name: remove_acknowledged
+DELETE FROM ChangeLog WHERE change_id <= ?;
+
+-- name: remove_repeated
+DELETE FROM ChangeLog
+WHERE change_id NOT IN (SELECT max(change_id) FROM ChangeLog GROUP BY table_name, record_id);
+
+-- name: end_compaction
+UPDATE StoreInfo SET
+    replaying = 0,
+    log_horizon = max(log_horizon, :horizon),
+    compacted_to = max(compacted_to, :head);
 
 -- name: count_records
 SELECT count(*) FROM {table};

@@ -43,11 +43,13 @@ WHERE is_active AND NOT coalesce((SELECT s.allows_access AND s.is_active
 UPDATE StoreInfo SET replaying = 0;
 
 -- name: gaps
--- Ids are given without a gap, so a missing one is a change that somebody removed.
+-- Ids are given without a gap, so a missing one is a change that somebody removed; unless it was
+-- compacted.
 SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'ChangeLog'), 0),
-           coalesce(max(change_id), 0)) - count(*)
-FROM ChangeLog
-WHERE change_id > 0;
+           coalesce((SELECT max(change_id) FROM ChangeLog), 0))
+       - compacted_to
+       - (SELECT count(*) FROM ChangeLog AS c WHERE c.change_id > compacted_to)
+FROM StoreInfo;
 
 -- name: begin_replaying
 UPDATE StoreInfo SET replaying = 1;

@@ -2,13 +2,16 @@
 
 -- name: entry
 -- LEFT JOINs: a key whose account or plan some client has removed is found, and denied.
-SELECT k.api_key_id, k.api_key, k.is_active, k.status,
+-- A key that was revoked at a hub is revoked, whatever its row says.
+SELECT k.api_key_id, k.api_key, k.is_active AND r.api_key IS NULL,
+       iif(r.api_key IS NULL, k.status, 'revoked'),
        coalesce(s.allows_access AND s.is_active, 0), k.expires_at, k.allowed_networks, k.account_id,
        a.email, coalesce(a.is_active, 0), p.name, p.max_staleness_seconds, p.stale_action
 FROM APIKeys AS k
 LEFT JOIN APIKeyStatuses AS s ON s.name = k.status
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
+LEFT JOIN Revocations AS r ON r.api_key = k.api_key
 WHERE k.api_key_hash = ?;
 
 -- name: data_version

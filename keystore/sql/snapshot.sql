@@ -12,5 +12,8 @@ DELETE FROM {table} WHERE {id} = ?;
 -- name: count
 SELECT count(*) FROM {table};
 
+-- name: highest_id
+SELECT max({id}) FROM {table};
+
 -- name: rows
 SELECT {columns} FROM {table} ORDER BY {id};

@@ -2,7 +2,7 @@
 
 -- name: store_info
 SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at, replaying,
-       created_at
+       log_horizon, compacted_to, created_at
 FROM StoreInfo;
 
 -- name: insert_store_info

@@ -2,9 +2,12 @@
 -- {table}, {id} and {columns} are filled from keystore.tables.
 
 -- name: target
-SELECT push_token, pending_token, acknowledged_usage
+SELECT push_token, pending_token, acknowledged_usage, acknowledged_revocation, last_revocation
 FROM SyncTargets
 WHERE target_id = ?;
+
+-- name: known_target
+SELECT 1 FROM SyncTargets WHERE target_id = ? AND url = ? AND usage_only <= ?;
 
 -- name: targets
 SELECT url, usage_only FROM SyncTargets WHERE url IS NOT NULL ORDER BY sync_target_id;
@@ -47,8 +50,42 @@ UPDATE SyncTargets SET
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id;
 
+-- name: add_revocation
+INSERT INTO Revocations (api_key, reason, revoked_at) VALUES (:api_key, :reason, :revoked_at)
+ON CONFLICT (api_key) DO NOTHING;
+
+-- name: revoke_key
+-- (an operator may have removed the status; the row in Revocations denies the key all the same)
+UPDATE APIKeys SET status = 'revoked', status_reason = :reason, updated_at = CURRENT_TIMESTAMP
+WHERE api_key = :api_key AND status <> 'revoked'
+  AND EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'revoked');
+
+-- name: acknowledge_revocations
+UPDATE SyncTargets SET
+    acknowledged_revocation = :revocation_id,
+    last_revocation = :api_key
+WHERE target_id = :target_id;
+
+-- name: take_token
+UPDATE SyncTargets SET pending_token = coalesce(pending_token, :token)
+WHERE target_id = :target_id
+RETURNING push_token, pending_token;
+
+-- name: acknowledge_check_in
+UPDATE SyncTargets SET
+    push_token = :token,
+    pending_token = NULL,
+    synced_at = CURRENT_TIMESTAMP
+WHERE target_id = :target_id AND pending_token = :token;
+
+-- name: new_incarnation
+UPDATE StoreInfo SET incarnation = ?;
+
+-- name: usage_nonce
+SELECT nonce FROM UsageLog WHERE usage_id = ?;
+
 -- name: usage_after
-SELECT usage_id, principal_type, principal_id, account_id, amount, request_id, occurred_at
+SELECT usage_id, principal_type, principal_id, account_id, amount, request_id, occurred_at, nonce
 FROM UsageLog
 WHERE usage_id > :after
 ORDER BY usage_id
@@ -94,6 +131,12 @@ DELETE FROM {table} WHERE {id} NOT IN (SELECT {id} FROM temp.Incoming{table});
 
 -- name: insert_replaced
 INSERT INTO {table} ({columns}) SELECT {columns} FROM temp.Incoming{table};
+
+-- name: insert_record
+INSERT INTO {table} ({columns}) VALUES ({marks});
+
+-- name: count_records
+SELECT count(*) FROM {table};
 
 -- name: count_incoming
 SELECT count(*) FROM temp.Incoming{table};

@@ -7,34 +7,56 @@ bytes, ``:``, its text, ``,``; NULL is ``-,``; a row is its values, a bucket is 
 
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import groupby
 
-from keystore.changelog import Page, Reader
+from keystore import changelog
+from keystore.changelog import Page
 from keystore.db import StoreFile
-from keystore.tables import TRACKED, WireRow
+from keystore.tables import BY_NAME, TRACKED, Table, WireRow
 
 BUCKET_SIZE = 1024
 
-Buckets = dict[tuple[str, int], str]
-"""SHA-256 in hex by table name and bucket number; buckets without rows are absent."""
+Bucket = tuple[str, int]
+"""Table name and number of the bucket: the id divided by ``BUCKET_SIZE``."""
+Buckets = dict[Bucket, str]
+"""SHA-256 in hex by bucket; buckets without rows are absent."""
 
 
-def digest_pages(pages: Iterable[Page]) -> Buckets:
-    """Digest pages of a whole state, in any order of pages and rows.
-
-    Records that a later page repeats or deletes count as the later page has them.
-    """
-    rows: dict[str, dict[int, WireRow]] = {table.name: {} for table in TRACKED}
-    for page in pages:
-        held = rows[page.table.name]
-        held.update({int(row[0] or 0): row for row in page.rows})
-        for record_id in page.deleted:
-            held.pop(record_id, None)
-    return dict(_buckets(rows))
+def digest_rows(table: Table, rows: Iterable[WireRow]) -> Iterator[tuple[Bucket, str]]:
+    """Digest rows of one table that come in the order of their ids."""
+    for bucket, found in groupby(rows, lambda row: int(row[0] or 0) // BUCKET_SIZE):
+        yield (table.name, bucket), sha256(b"".join(map(encode_row, found))).hexdigest()
 
 
 def digest_store(file: StoreFile) -> Buckets:
-    """Digest the key tables of an open store, origin or replica."""
-    return digest_pages(Reader(file, None))
+    """Digest the key tables of an open store, origin or replica, in one snapshot."""
+    digests: Buckets = {}
+    with file.read() as conn:
+        for table in TRACKED:
+            digests.update(digest_rows(table, changelog.all_records(conn, table)))
+    return digests
+
+
+def digest_pages(pages: Iterable[Page]) -> Buckets:
+    """Digest pages of a whole state, in any order of pages and rows; holds all of it in memory.
+
+    Records that a later page repeats or deletes count as the later page has them.
+    """
+    rows: dict[Table, dict[int, WireRow]] = {table: {} for table in TRACKED}
+    for page in pages:
+        held = rows[page.table]
+        held.update({int(row[0] or 0): row for row in page.rows})
+        for record_id in page.deleted:
+            held.pop(record_id, None)
+    digests: Buckets = {}
+    for table, held in rows.items():
+        digests.update(digest_rows(table, (held[record_id] for record_id in sorted(held))))
+    return digests
+
+
+def differing(ours: Buckets, theirs: Buckets) -> set[Bucket]:
+    """Return the buckets that two states do not share."""
+    return {bucket for bucket, _ in ours.items() ^ theirs.items()}
 
 
 def summary(buckets: Buckets) -> str:
@@ -57,14 +79,7 @@ def encode_row(row: WireRow) -> bytes:
     return b"".join(parts)
 
 
-def _buckets(rows: dict[str, dict[int, WireRow]]) -> Iterator[tuple[tuple[str, int], str]]:
-    for table, held in rows.items():
-        bucket, state = -1, sha256()
-        for record_id in sorted(held):
-            if record_id // BUCKET_SIZE != bucket:
-                if bucket >= 0:
-                    yield (table, bucket), state.hexdigest()
-                bucket, state = record_id // BUCKET_SIZE, sha256()
-            state.update(encode_row(held[record_id]))
-        if bucket >= 0:
-            yield (table, bucket), state.hexdigest()
+def ranges(buckets: Iterable[Bucket]) -> Iterator[tuple[Table, int, int]]:
+    """Yield table, first id and last id of each bucket."""
+    for name, number in sorted(buckets):
+        yield BY_NAME[name], number * BUCKET_SIZE, number * BUCKET_SIZE + BUCKET_SIZE - 1

@@ -7,57 +7,76 @@ the target commits, and the target keeps it with the rows. Afterwards
 * the target shows the old token: the push did not happen; go on from the acknowledged change;
 * the target shows the pending one: it did, and only the acknowledgement was lost; note it;
 * anything else: the target was written by another copy of this store, a restored backup or a
-  copied file. Stop and say so: going on would silently lose changes.
+  copied file. Stop and say so: going on would silently lose changes. Or, if the operator says that
+  this copy is the one to go on with, find by digests what differs, and push that.
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from keystore import changelog, db, migrate, sql
-from keystore.changelog import Page, Reader
+from keystore._version import __version__
+from keystore.changelog import Page, Reader, Record
 from keystore.db import StoreFile
 from keystore.errors import ForkedStoreError, WrongRoleError
-from keystore.sync.protocols import (
-    Origin,
-    PushSession,
-    Sink,
-    Source,
-    TargetState,
-    Usage,
-    UsageSink,
-)
-from keystore.sync.replay import replay
+from keystore.failpoint import reached
+from keystore.sync import digest
+from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
+from keystore.sync.replay import fill_draft, replay
 
-USAGE_PAGE_SIZE = 10_000
+OnProgress = Callable[[int], None]
+"""Called with the number of records that have been moved so far."""
 
 _Q = sql.named("sync")
 
 
 @dataclass(slots=True)
 class Report:
-    """What a sync did; ``None`` where it was not asked to."""
+    """What a sync did; ``None`` where it was not asked to.
+
+    ``reconciled`` is the number of records that differed from what another copy had pushed.
+    """
 
     target: str
     pushed: int | None = None
     pulled: int | None = None
     usage: int | None = None
+    revocations: int | None = None
+    reconciled: int | None = None
     as_of_change: int | None = None
     as_of_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Bookkeeping:
+class Bookkeeping:
     """A store's record of one target (table SyncTargets)."""
 
     push_token: str | None
     pending_token: str | None
     acknowledged_usage: int
+    acknowledged_revocation: int
+    last_revocation: str | None
 
 
-def push(file: StoreFile, sink: Sink, url: str, report: Report) -> None:
+def _ignore(_: int) -> None:
+    """Report progress to nobody."""
+
+
+def push(
+    file: StoreFile,
+    sink: Sink,
+    url: str,
+    report: Report,
+    *,
+    reconcile: bool = False,
+    on_progress: OnProgress = _ignore,
+) -> None:
     """Bring the target to the origin's present state.
+
+    With ``reconcile`` this copy of the store is the one that counts: what another copy has pushed
+    is found by digests, and replaced by what is here.
 
     Raises:
         WrongRoleError: the store is a replica.
@@ -70,26 +89,56 @@ def push(file: StoreFile, sink: Sink, url: str, report: Report) -> None:
             f"{file.path} is a replica; only an origin pushes.", hint="Run it at the origin."
         )
     migrate.verify_tracking(file)
-    remember(file, sink.target_id, url)
-    origin = Origin(info.store_id, info.incarnation, info.token_prefix, db.SCHEMA_VERSION)
+    book = remember(file, sink.target_id, url)
+    origin = Origin(
+        info.store_id,
+        info.incarnation,
+        info.token_prefix,
+        db.SCHEMA_VERSION,
+        __version__,
+        book.acknowledged_revocation,
+    )
+    reached("push.begin")
     with sink.push(origin) as session:
+        reached("push.locked")
         # From here to the commit the target holds this store's lock, so no second process can
         # write a pending token between our reading of the old one and our push.
-        after = _shake_hands(file, sink.target_id, session.state)
-        reader, token = Reader(file, after), str(uuid.uuid4())
-        report.pushed = _send(reader, session)
+        if not _shake_hands(file, sink.target_id, session.state):
+            if not reconcile:
+                raise ForkedStoreError(
+                    f"the target was last written by another copy of {file.path}, "
+                    "or was itself put back to an earlier state.",
+                    hint="Go on with the newest copy of this store; or, if this is the one to go "
+                    "on with, add --reconcile. Nothing was changed.",
+                )
+            report.reconciled = _reconcile(file, session)
+        reader = Reader(file, _start(file, session.state))
+        token = str(uuid.uuid4())
+        report.pushed = _send(reader, session, on_progress)
+        reached("push.sent")
         # Not before all pages are read: whoever copies the file and so learns the token must have
         # every change that is pushed with it.
         with file.write() as conn:
             conn.execute(_Q["set_pending"], {"pending_token": token, "target_id": sink.target_id})
+        reached("push.pending")
         session.commit(
             up_to=reader.up_to, as_of_at=reader.as_of_at, token=token, counts=reader.counts
         )
+        reached("push.staged")
+    reached("push.committed")
     _acknowledge_push(file, sink.target_id, reader.up_to, token)
+    reached("push.acknowledged")
     report.as_of_change, report.as_of_at = reader.up_to, reader.as_of_at
 
 
-def pull(file: StoreFile, source: Source, url: str, report: Report) -> None:
+def pull(
+    file: StoreFile,
+    source: Source,
+    url: str,
+    report: Report,
+    *,
+    on_progress: OnProgress = _ignore,
+) -> None:
     """Bring a replica to the state that the target holds of its origin.
 
     Raises:
@@ -104,12 +153,20 @@ def pull(file: StoreFile, source: Source, url: str, report: Report) -> None:
         )
     remember(file, source.target_id, url)
     with source.pull(info.origin_id, info.as_of_change) as cut:
-        report.pulled = replay(file, cut, source.target_id)
+        reached("pull.opened")
+        report.pulled = replay(file, cut, source.target_id, on_progress)
         report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
+    reached("pull.done")
 
 
 def replicate(
-    source: Source, url: str, path: Path | str, report: Report, *, origin_id: str | None = None
+    source: Source,
+    url: str,
+    path: Path | str,
+    report: Report,
+    *,
+    origin_id: str | None = None,
+    on_progress: OnProgress = _ignore,
 ) -> None:
     """Make a replica at ``path``, complete with its first pull, or nothing.
 
@@ -126,68 +183,75 @@ def replicate(
         try:
             with db.open_store(draft) as file:
                 remember(file, source.target_id, url)
-                report.pulled = replay(file, cut, source.target_id)
+                report.pulled = fill_draft(file, cut, source.target_id, on_progress)
+            reached("replicate.filled")
             migrate.publish(draft, path)
         finally:
             db.remove_files(draft)
         report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
 
 
-def hand_up_usage(
-    file: StoreFile, sink: UsageSink, url: str, report: Report, *, usage_only: bool = False
-) -> None:
-    """Hand up every usage row that the target has not acknowledged.
-
-    A page that was taken and not acknowledged is sent again; the target counts it once. What the
-    target has lost since, because it was put back to an earlier state, is sent again, too.
-    """
-    info = file.info()
-    book = remember(file, sink.target_id, url, usage_only=usage_only)
-    after = min(book.acknowledged_usage, sink.usage_held(info.store_id))
-    report.usage = 0
-    while True:
-        with file.read() as conn:
-            window = {"after": after, "limit": USAGE_PAGE_SIZE}
-            rows = [Usage(*row) for row in conn.execute(_Q["usage_after"], window)]
-        if not rows:
-            return
-        sink.push_usage(info.store_id, info.origin_id, rows)
-        after = rows[-1].usage_id
-        with file.write() as conn:
-            conn.execute(
-                _Q["acknowledge_usage"],
-                {"acknowledged_usage": after, "target_id": sink.target_id},
-            )
-        report.usage += len(rows)
-
-
-def remember(
-    file: StoreFile, target_id: str, url: str, *, usage_only: bool = False
-) -> _Bookkeeping:
+def remember(file: StoreFile, target_id: str, url: str, *, usage_only: bool = False) -> Bookkeeping:
     """Note where a target was found; return the store's record of it, new or not."""
-    with file.write() as conn:
-        conn.execute(_Q["clear_url"], {"target_id": target_id, "url": url})
-        conn.execute(
-            _Q["add_target"], {"target_id": target_id, "url": url, "usage_only": usage_only}
-        )
-        return _Bookkeeping(*conn.execute(_Q["target"], (target_id,)).fetchone())
+    with file.read() as conn:  # mostly nothing is new, and a commit would wake whoever follows
+        known = conn.execute(_Q["known_target"], (target_id, url, usage_only)).fetchone()
+    if known is None:
+        with file.write() as conn:
+            conn.execute(_Q["clear_url"], {"target_id": target_id, "url": url})
+            conn.execute(
+                _Q["add_target"], {"target_id": target_id, "url": url, "usage_only": usage_only}
+            )
+    return bookkeeping(file, target_id)
 
 
-def _shake_hands(file: StoreFile, target_id: str, state: TargetState) -> int | None:
-    """Compare tokens; return the change after which to push, ``None`` for everything."""
+def bookkeeping(file: StoreFile, target_id: str) -> Bookkeeping:
+    """Read the store's record of a target that it remembers."""
     with file.read() as conn:
-        book = _Bookkeeping(*conn.execute(_Q["target"], (target_id,)).fetchone())
+        return Bookkeeping(*conn.execute(_Q["target"], (target_id,)).fetchone())
+
+
+def _shake_hands(file: StoreFile, target_id: str, state: TargetState) -> bool:
+    """Compare tokens; return whether the target is as this store left it."""
+    book = bookkeeping(file, target_id)
+    with file.read() as conn:
         # A log that lost its end would give ids again that the target has seen.
-        is_behind = changelog.head(conn) < state.acknowledged_change
-    if state.token is not None and state.token == book.pending_token and not is_behind:
+        if changelog.head(conn) < state.acknowledged_change:
+            return False
+    if state.token is not None and state.token == book.pending_token:
         _acknowledge_push(file, target_id, state.acknowledged_change, state.token)
-    elif state.token != book.push_token or is_behind:
-        raise ForkedStoreError(
-            f"the target was last written by another copy of {file.path}, "
-            "or was itself put back to an earlier state.",
-            hint="Go on with the newest copy of this store. Nothing was changed.",
-        )
-    return None if state.wants_everything else state.acknowledged_change
+        return True
+    return state.token == book.push_token
+
+
+def _start(file: StoreFile, state: TargetState) -> int | None:
+    """Return the change after which to push, ``None`` for everything."""
+    is_forgotten = state.acknowledged_change < file.info().log_horizon
+    return None if state.wants_everything or is_forgotten else state.acknowledged_change
+
+
+def _reconcile(file: StoreFile, session: PushSession) -> int:
+    """Log what the target holds otherwise than this store, so that the push replaces it.
+
+    Ids that the other copy has given away are skipped first. So whatever is logged here, or
+    changes from here on, has a change id that no replica has seen, and nobody's usage is taken for
+    another's.
+    """
+    with file.write() as conn:
+        change = session.state.acknowledged_change
+        changelog.keep_ids_above(conn, session.highest_ids(), change)
+    theirs = session.digests()
+    if theirs is None:
+        with file.write() as conn:
+            changelog.distrust(conn)
+        return 0
+    buckets = digest.differing(digest.digest_store(file), theirs)
+    records: set[Record] = set(session.records(buckets))
+    with file.write() as conn:
+        for table, first, last in digest.ranges(buckets):
+            rows = changelog.records_of(conn, table, first, last)
+            records |= {(table.name, int(row[0] or 0)) for row in rows}
+        changelog.log_records(conn, sorted(records))
+    return len(records)
 
 
 def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -> None:
@@ -198,9 +262,11 @@ def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -
         )
 
 
-def _send(pages: Iterable[Page], session: PushSession) -> int:
+def _send(pages: Iterable[Page], session: PushSession, on_progress: OnProgress) -> int:
     sent = 0
     for page in pages:
         session.send(page)
         sent += len(page.rows) + len(page.deleted)
+        on_progress(sent)
+        reached("push.page")
     return sent

@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -23,7 +23,7 @@ from tuf.ngclient import Updater
 from urllib3.exceptions import HTTPError
 
 from keystore import db, sql
-from keystore.changelog import PAGE_SIZE, Page
+from keystore.changelog import PAGE_SIZE, Page, Record
 from keystore.errors import (
     ExpiredRepositoryError,
     ForeignOriginError,
@@ -34,6 +34,7 @@ from keystore.errors import (
     UntrustedRepositoryError,
 )
 from keystore.sync import repository
+from keystore.sync.digest import Bucket
 from keystore.sync.folder import Folder, FolderFetcher, path_of
 from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState
 from keystore.tables import TRACKED, Table
@@ -75,7 +76,7 @@ class FileRepository:
     earlier pull left) makes it a source.
     """
 
-    usage_sink = None
+    hub = None
 
     def __init__(
         self,
@@ -151,6 +152,16 @@ class _FilePush:
     def __exit__(self, *_: object) -> None:
         if self._conn is not None:
             self._conn.close()
+
+    def digests(self) -> None:
+        """Ask for everything: a push publishes the whole state anyway."""
+
+    def records(self, _: Collection[Bucket]) -> Iterator[Record]:
+        return iter(())
+
+    def highest_ids(self) -> PageCounts:
+        conn = self._staged()
+        return {t.name: db.scalar(conn, _fill("highest_id", t)) or 0 for t in TRACKED}
 
     def send(self, page: Page) -> None:
         conn = self._staged()

@@ -6,17 +6,25 @@ repository. It lives as long as the object; threads of one process may share it.
 
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from keystore.changelog import Page
-from keystore.errors import ForkedStoreError, TargetNotReadyError
-from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState, Usage
+from keystore.changelog import Page, Record
+from keystore.clock import utc_text
+from keystore.errors import NotFoundError, TargetNotReadyError
+from keystore.sync import digest
+from keystore.sync.digest import Bucket, Buckets
+from keystore.sync.protocols import (
+    CheckIn,
+    Origin,
+    PageCounts,
+    Pull,
+    Revocation,
+    TargetState,
+    Usage,
+)
 from keystore.tables import TRACKED, Table, WireRow
-
-Record = tuple[str, int]
-"""Table name and internal id."""
 
 
 @dataclass
@@ -30,13 +38,23 @@ class _Held:
     rows: dict[Record, tuple[int, WireRow]] = field(default_factory=dict)
     tombstones: dict[Record, int] = field(default_factory=dict)
 
+    def digests(self) -> Buckets:
+        return digest.digest_pages(_page(self, table, None) for table in TRACKED)
+
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        for table, first, last in digest.ranges(buckets):
+            page = _page(self, table, None)
+            yield Page(table, [row for row in page.rows if first <= int(row[0] or 0) <= last])
+
 
 class MemoryHub:
     """Takes many origins, serves many replicas, forgets all at the end of the process."""
 
     def __init__(self) -> None:
         self.target_id = str(uuid.uuid4())
-        self.usage: dict[tuple[str, int], tuple[str, Usage]] = {}
+        self.usage: dict[tuple[str, int, int], tuple[str, Usage]] = {}
+        self.replicas: dict[tuple[str, str], tuple[str, CheckIn]] = {}
+        self._revocations: list[tuple[str, Revocation]] = []
         self._stores: dict[str, _Held] = {}
         self._lock = threading.RLock()
 
@@ -49,7 +67,7 @@ class MemoryHub:
         return self
 
     @property
-    def usage_sink(self) -> "MemoryHub":
+    def hub(self) -> "MemoryHub":
         return self
 
     def close(self) -> None:
@@ -74,24 +92,58 @@ class MemoryHub:
                 as_of_at=held.as_of_at,
                 counts=counts if after is None else None,
                 pages=pages,
+                digests=held.digests,
+                bucket_pages=held.bucket_pages,
             )
 
-    def usage_held(self, store_id: str) -> int:
-        """Return the highest usage id held; see :class:`keystore.sync.protocols.UsageSink`."""
-        return max((usage_id for owner, usage_id in self.usage if owner == store_id), default=0)
+    def holds_usage(self, store_id: str, usage_id: int, nonce: int) -> bool:
+        """Look for a usage row; see :class:`keystore.sync.protocols.Hub`."""
+        return (store_id, usage_id, nonce) in self.usage
 
     def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
-        """Take usage; see :class:`keystore.sync.protocols.UsageSink`."""
+        """Take usage; see :class:`keystore.sync.protocols.Hub`."""
         with self._lock:
             for usage in rows:
-                known = self.usage.get((store_id, usage.usage_id), (origin_id, usage))
-                if known != (origin_id, usage):
-                    raise ForkedStoreError(
-                        f"usage row {usage.usage_id} of store {store_id} is there with another "
-                        "content.",
-                        hint="Two copies of one replica are in use: make one anew.",
-                    )
-            self.usage.update({(store_id, usage.usage_id): (origin_id, usage) for usage in rows})
+                known = (store_id, usage.usage_id, usage.nonce)
+                self.usage.setdefault(known, (origin_id, usage))
+
+    def revoke(self, key: str, *, reason: str | None = None) -> list[Revocation]:
+        """Revoke a key for good, by its UUID.
+
+        Raises:
+            NotFoundError: no origin has pushed such a key.
+        """
+        with self._lock:
+            owners = [
+                store_id
+                for store_id, held in self._stores.items()
+                for (name, _), (_, row) in held.rows.items()
+                if name == "APIKeys" and row[1] == key
+            ]
+            if not owners:
+                raise NotFoundError("the hub has no such key.", hint="Push from its origin first.")
+            for owner in owners:
+                if (owner, key) not in {(s, item.api_key) for s, item in self._revocations}:
+                    number = len(self._revocations) + 1
+                    item = Revocation(number, key, reason, utc_text())
+                    self._revocations.append((owner, item))
+            return [item for _, item in self._revocations if item.api_key == key]
+
+    def revocations(self, origin_id: str, after: int, last: str | None) -> list[Revocation]:
+        """Return what was revoked since; see :class:`keystore.sync.protocols.Hub`."""
+        found = [item for owner, item in self._revocations if owner == origin_id]
+        if not any((item.revocation_id, item.api_key) == (after, last) for item in found):
+            after = 0
+        return [item for item in found if item.revocation_id > after]
+
+    def check_in(self, who: CheckIn, *, last: str | None, token: str) -> bool:
+        """Note what a replica has; see :class:`keystore.sync.protocols.Hub`."""
+        with self._lock:
+            known, _ = self.replicas.get((who.store_id, who.incarnation), (token, who))
+            is_ours = known in {last, token} or (last is not None and known < last)
+            if is_ours:
+                self.replicas[who.store_id, who.incarnation] = (token, who)
+            return is_ours
 
     def _find(self, origin_id: str | None) -> _Held:
         if origin_id is None and len(self._stores) == 1:
@@ -130,6 +182,19 @@ class _MemoryPush:
         self._held = held
         self._rows: dict[Record, WireRow | None] = {}
         self.state = TargetState(held.acknowledged_change, held.token, held.token is None)
+
+    def digests(self) -> Buckets:
+        return self._held.digests()
+
+    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
+        for page in self._held.bucket_pages(buckets):
+            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+
+    def highest_ids(self) -> PageCounts:
+        highest: dict[str, int] = {}
+        for name, record_id in (*self._held.rows, *self._held.tombstones):
+            highest[name] = max(record_id, highest.get(name, 0))
+        return highest
 
     def send(self, page: Page) -> None:
         name = page.table.name

@@ -5,15 +5,17 @@ Delivery guarantees that every implementation gives, and one contract test suite
 * A push is all or nothing: leave the session without :meth:`PushSession.commit` and the target is
   as it was. Two sessions for one store never overlap: the second waits or is refused.
 * A pull is one consistent cut of the origin, never older than what was acknowledged to it.
-* Usage handed up twice is counted once; the identity is ``(store_id, usage_id)``.
+* Usage handed up twice is counted once; the identity is ``(store_id, usage_id, nonce)``.
+* Revocations only grow, and are numbered in the order in which they became visible.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from keystore.changelog import Page
+from keystore.changelog import Page, Record
+from keystore.sync.digest import Bucket, Buckets
 
 PageCounts = Mapping[str, int]
 """Rows by table name."""
@@ -27,6 +29,8 @@ class Origin:
     incarnation: str
     token_prefix: str
     schema_version: int
+    program_version: str = ""
+    seen_revocation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,15 @@ class PushSession(Protocol):
 
     state: TargetState
 
+    def digests(self) -> Buckets | None:
+        """Digest what the target holds of this origin; ``None`` where that is not worth it."""
+
+    def records(self, buckets: Collection[Bucket]) -> Iterable[Record]:
+        """Name the records that the target holds in some buckets."""
+
+    def highest_ids(self) -> PageCounts:
+        """Return the highest id that the target has ever seen, by table name; absent is 0."""
+
     def send(self, page: Page) -> None:
         """Take one page; nothing of it is visible before the commit."""
 
@@ -70,6 +83,14 @@ class Sink(Protocol):
         """Start a push; leaving the block without a commit changes nothing."""
 
 
+def _no_digests() -> Buckets | None:
+    return None
+
+
+def _no_bucket_pages(_: Collection[Bucket]) -> Iterator[Page]:
+    return iter(())
+
+
 @dataclass(slots=True)
 class Pull:
     """One consistent cut of an origin, or what changed in it since an earlier one.
@@ -77,6 +98,9 @@ class Pull:
     ``pages`` must be consumed inside the block that :meth:`Source.pull` opened. ``counts`` is
     given when the pages are everything: what they add up to, and records that they do not name
     are gone. ``source_state`` is kept for the source and handed back when it is opened again.
+
+    ``digests`` and ``bucket_pages`` look at the whole cut, whatever ``pages`` holds of it; a source
+    that cannot do so cheaply returns ``None`` for the digests.
     """
 
     origin: Origin
@@ -85,6 +109,8 @@ class Pull:
     counts: PageCounts | None
     pages: Iterable[Page]
     source_state: str | None = None
+    digests: Callable[[], Buckets | None] = field(default=_no_digests)
+    bucket_pages: Callable[[Collection[Bucket]], Iterator[Page]] = field(default=_no_bucket_pages)
 
 
 class Source(Protocol):
@@ -98,7 +124,8 @@ class Source(Protocol):
         """Open one cut of an origin's rows.
 
         ``after`` is the origin's change up to which the replica has everything; ``None`` asks for
-        everything there is. The target may give everything anyway.
+        everything there is. The target may give everything anyway, and must when it no longer
+        knows all that was deleted since.
 
         ``origin_id`` ``None`` means the only origin there is.
 
@@ -120,24 +147,60 @@ class Usage:
     amount: int
     request_id: str | None
     occurred_at: str
+    nonce: int
 
 
-class UsageSink(Protocol):
-    """Where a store hands its usage up to."""
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A key that was revoked at the hub; ``revoked_at`` is the hub's time, UTC text."""
+
+    revocation_id: int
+    api_key: str
+    reason: str | None
+    revoked_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckIn:
+    """What a replica says of itself: who it is, and what it has."""
+
+    store_id: str
+    incarnation: str
+    origin_id: str
+    schema_version: int
+    program_version: str
+    as_of_change: int
+    as_of_at: str
+    seen_revocation: int
+
+
+class Hub(Protocol):
+    """Where usage goes, revocations come from, and replicas say what they have."""
 
     @property
     def target_id(self) -> str:
         """The identity that the target states itself."""
 
-    def usage_held(self, store_id: str) -> int:
-        """Return the highest usage id that is held of a store, 0 if none."""
+    def holds_usage(self, store_id: str, usage_id: int, nonce: int) -> bool:
+        """Whether a usage row is there, and with it all rows that its store recorded before."""
 
     def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
-        """Take usage rows; those already there are not counted again.
+        """Take usage rows; those already there are not counted again."""
 
-        Raises:
-            ForkedStoreError: a row is there already with another content, so two files record
-                under one ``store_id``.
+    def revocations(self, origin_id: str, after: int, last: str | None) -> Sequence[Revocation]:
+        """Return the revocations of an origin's keys that are later than number ``after``.
+
+        ``last`` is the key of that number. If it is another one here, the hub was put back to an
+        earlier state and numbers were given again: then all of them are returned.
+        """
+
+    def check_in(self, who: CheckIn, *, last: str | None, token: str) -> bool:
+        """Note what a replica has, and leave ``token`` with it.
+
+        ``last`` is the token that the replica left the last time, as far as it knows. ``False`` if
+        neither it nor ``token`` is there: a copy of the replica was here meanwhile. But what is
+        older than ``last`` was left by a hub that was put back, and is accepted. Tokens are UUIDs
+        of version 7, so that they have an order.
         """
 
 
@@ -149,7 +212,7 @@ class Target(Protocol):
     @property
     def source(self) -> Source | None: ...
     @property
-    def usage_sink(self) -> UsageSink | None: ...
+    def hub(self) -> Hub | None: ...
 
     def close(self) -> None:
         """Give connections back."""

@@ -9,16 +9,24 @@ may hold orphans that another client left there; refusing them would lose the ch
 A validator denies a key without an account.
 """
 
-from keystore import sql
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from keystore import migrate, sql
 from keystore.db import StoreFile, scalar
 from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetError
+from keystore.failpoint import reached
 from keystore.sync.protocols import Pull
 from keystore.tables import TRACKED, Table
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _Q = sql.named("sync")
 
 
-def replay(file: StoreFile, pull: Pull, target_id: str) -> int:
+def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[int], None]) -> int:
     """Bring the replica to the state of ``pull``; return how many records were written or deleted.
 
     Raises:
@@ -26,41 +34,45 @@ def replay(file: StoreFile, pull: Pull, target_id: str) -> int:
         IncompleteStateError: the pages do not add up to the announced counts, or contradict
             each other or the schema.
     """
-    conn = file.conn
     _refuse_older(file, pull)
-    with file.errors():
-        conn.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction
-        try:
-            _stage(file, pull)
-            with file.write():
-                _refuse_older(file, pull)  # again: another process may have pulled meanwhile
-                conn.execute(_Q["begin_replay"])
-                written = _apply(file, pull)
-                conn.execute(
-                    _Q["end_replay"],
-                    {
-                        "token_prefix": pull.origin.token_prefix,
-                        "as_of_change": pull.as_of_change,
-                        "as_of_at": pull.as_of_at,
-                    },
-                )
-                conn.execute(
-                    _Q["acknowledge_pull"],
-                    {
-                        "source_state": pull.source_state,
-                        "target_id": target_id,
-                    },
-                )
+    with _rows_fit(file):
+        conn = file.conn
+        _stage(file, pull, on_progress)
+        reached("pull.staged")
+        with file.write():
+            _refuse_older(file, pull)  # again: another process may have pulled meanwhile
+            conn.execute(_Q["begin_replay"])
+            written = _apply(file, pull)
+            _finish(conn, pull, target_id)
+        reached("pull.applied")
+        for table in TRACKED:
+            conn.execute(_fill("clear_incoming", table))
+        conn.execute(_Q["clear_incoming_deleted"])
+    return written
+
+
+def fill_draft(
+    file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[int], None]
+) -> int:
+    """Fill the empty draft of a replica with a whole cut; return how many records that were.
+
+    Nobody else knows the file yet. So the rows go straight into their tables, and the triggers,
+    which have nobody to tell, are made afterwards.
+
+    Raises:
+        IncompleteStateError: as :func:`replay`.
+    """
+    with _rows_fit(file):
+        written = 0
+        with file.write() as conn:
+            for page in pull.pages:
+                conn.executemany(_fill("insert_record", page.table), page.rows)
+                written += len(page.rows)
+                on_progress(written)
             for table in TRACKED:
-                conn.execute(_fill("clear_incoming", table))
-            conn.execute(_Q["clear_incoming_deleted"])
-        except ConstraintError as error:
-            raise IncompleteStateError(
-                f"the target's rows do not fit together: {error.message}",
-                hint="Nothing was changed here; run `keystore doctor` at the origin.",
-            ) from error
-        finally:
-            conn.execute("PRAGMA foreign_keys = ON")
+                _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
+            migrate.add_triggers(conn, is_replica=True)
+            _finish(conn, pull, target_id)
     return written
 
 
@@ -74,8 +86,48 @@ def _refuse_older(file: StoreFile, pull: Pull) -> None:
         )
 
 
-def _stage(file: StoreFile, pull: Pull) -> None:
-    conn = file.conn
+@contextmanager
+def _rows_fit(file: StoreFile) -> Iterator[None]:
+    """Turn foreign keys off, and say of rows that break another rule where they come from."""
+    with file.errors():
+        file.conn.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction
+        try:
+            yield
+        except ConstraintError as error:
+            raise IncompleteStateError(
+                f"the target's rows do not fit together: {error.message}",
+                hint="Nothing was changed here; run `keystore doctor` at the origin.",
+            ) from error
+        finally:
+            file.conn.execute("PRAGMA foreign_keys = ON")
+
+
+def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
+    """Write down what the rows are as of, in the transaction that brings them."""
+    conn.execute(
+        _Q["end_replay"],
+        {
+            "token_prefix": pull.origin.token_prefix,
+            "as_of_change": pull.as_of_change,
+            "as_of_at": pull.as_of_at,
+        },
+    )
+    conn.execute(
+        _Q["acknowledge_pull"], {"source_state": pull.source_state, "target_id": target_id}
+    )
+
+
+def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
+    announced = None if pull.counts is None else pull.counts.get(table.name)
+    if found != announced:
+        raise IncompleteStateError(
+            f"the target announced {announced} {table.name} and sent {found}.",
+            hint="Nothing was changed here; try again.",
+        )
+
+
+def _stage(file: StoreFile, pull: Pull, on_progress: Callable[[int], None]) -> None:
+    conn, staged = file.conn, 0
     conn.execute(_Q["create_incoming_deleted"])
     conn.execute(_Q["clear_incoming_deleted"])
     for table in TRACKED:
@@ -86,19 +138,16 @@ def _stage(file: StoreFile, pull: Pull) -> None:
             conn.executemany(_fill("insert_incoming", page.table), page.rows)
             gone = ((page.table.name, record_id) for record_id in page.deleted)
             conn.executemany(_Q["insert_incoming_deleted"], gone)
+        staged += len(page.rows) + len(page.deleted)
+        on_progress(staged)
+        reached("pull.page")
 
 
 def _apply(file: StoreFile, pull: Pull) -> int:
     conn, written = file.conn, 0
     if pull.counts is not None:
         for table in TRACKED:
-            staged = scalar(conn, _fill("count_incoming", table))
-            if staged != pull.counts.get(table.name):
-                raise IncompleteStateError(
-                    f"the target announced {pull.counts.get(table.name)} {table.name} "
-                    f"and sent {staged}.",
-                    hint="Nothing was changed here; try again.",
-                )
+            _refuse_other_count(pull, table, scalar(conn, _fill("count_incoming", table)))
             # A record that is the same already is left alone: no log row, no eviction.
             written += conn.execute(_fill("delete_absent", table)).rowcount
             conn.execute(_fill("skip_unchanged", table))

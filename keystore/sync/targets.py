@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from keystore import sql
-from keystore.db import StoreFile, scalar
+from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
     InvalidInputError,
     KeystoreError,
     UnsupportedTargetError,
     WrongRoleError,
 )
-from keystore.sync import engine
+from keystore.sync import engine, exchange
 from keystore.sync.engine import Report
 from keystore.sync.protocols import Target
 
 if TYPE_CHECKING:
-    from keystore.sync.postgres import PostgresHub
+    from keystore.sync.hub_admin import HubAdmin
 
 _FILE_SCHEMES = {"file", "http", "https"}
 _PLAIN_PARAMETERS = {
@@ -111,8 +111,9 @@ def redacted(url: str) -> str:
     return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
 
 
-def open_hub(url: str) -> "PostgresHub":
-    """Connect to a hub.
+@contextmanager
+def hub_admin(url: str) -> "Iterator[HubAdmin]":
+    """Connect to a hub as its operator, for the length of a ``with`` block.
 
     Raises:
         UnsupportedTargetError: the URL is no ``postgresql://`` one, or the driver is missing.
@@ -124,10 +125,14 @@ def open_hub(url: str) -> "PostgresHub":
             f"{redacted(url)} is not a hub.", hint="A hub's URL starts with postgresql://."
         )
     try:
-        from keystore.sync.postgres import PostgresHub
+        from keystore.sync.hub_admin import HubAdmin
     except ImportError as error:
         raise _missing_extra("postgres", error) from error
-    return PostgresHub(url)
+    admin = HubAdmin(url)
+    try:
+        yield admin
+    finally:
+        admin.close()
 
 
 @contextmanager
@@ -147,7 +152,11 @@ def opened(
     opened_target: Target
     match urlsplit(url).scheme:
         case "postgresql" | "postgres":
-            opened_target = open_hub(url)
+            try:
+                from keystore.sync.postgres import PostgresHub
+            except ImportError as error:
+                raise _missing_extra("postgres", error) from error
+            opened_target = PostgresHub(url)
         case "file" | "https" | "http":
             try:
                 from keystore.sync.files import FileRepository
@@ -176,7 +185,9 @@ def sync(
     usage_to: str | None = None,
     keys: Path | None = None,
     root: bytes | None = None,
+    reconcile: bool = False,
     on_report: Callable[[Report], None] = lambda _: None,
+    on_progress: engine.OnProgress = lambda _: None,
 ) -> list[Report]:
     """Sync a store by its role: an origin pushes, a replica pulls, both hand their usage up.
 
@@ -188,18 +199,20 @@ def sync(
         InvalidInputError: no target is given and none is known.
         KeystoreError: the first that went wrong, after all had their turn.
     """
-    wanted = [(t, only) for t, only in ((target, False), (usage_to, True)) if t is not None]
-    if not wanted:
-        with file.read() as conn:
-            wanted = [(url, bool(only)) for url, only in conn.execute(_Q["targets"])]
-    if not wanted:
-        raise InvalidInputError(
-            f"{file.path} knows no target yet.", hint="Name one: `keystore sync TARGET`."
-        )
+    wanted = wanted_targets(file, target, usage_to)
     reports, failures = [], []
     for url, usage_only in wanted:
+        report = Report(redacted(normalized(url)))
         try:
-            report = _sync_one(file, url, usage_only=usage_only, keys=keys, root=root)
+            with opened(url, file=file, keys=keys, root=root) as opened_target:
+                sync_opened(
+                    file,
+                    opened_target,
+                    report,
+                    usage_only=usage_only,
+                    reconcile=reconcile,
+                    on_progress=on_progress,
+                )
         except KeystoreError as error:
             if len(wanted) > 1:
                 error.message = f"{redacted(normalized(url))}: {error.message}"
@@ -212,8 +225,32 @@ def sync(
     return reports
 
 
+def wanted_targets(
+    file: StoreFile, target: str | None, usage_to: str | None
+) -> list[tuple[str, bool]]:
+    """Return the URLs to sync with, and whether each only takes usage.
+
+    Raises:
+        InvalidInputError: no target is given and none is known.
+    """
+    wanted = [(t, only) for t, only in ((target, False), (usage_to, True)) if t is not None]
+    if not wanted:
+        with file.read() as conn:
+            wanted = [(url, bool(only)) for url, only in conn.execute(_Q["targets"])]
+    if not wanted:
+        raise InvalidInputError(
+            f"{file.path} knows no target yet.", hint="Name one: `keystore sync TARGET`."
+        )
+    return wanted
+
+
 def replicate(
-    target: str, path: Path, *, origin_id: str | None = None, root: bytes | None = None
+    target: str,
+    path: Path,
+    *,
+    origin_id: str | None = None,
+    root: bytes | None = None,
+    on_progress: engine.OnProgress = lambda _: None,
 ) -> Report:
     """Make a replica at ``path`` from a target; see :func:`keystore.sync.engine.replicate`."""
     url = redacted(normalized(target))
@@ -224,38 +261,59 @@ def replicate(
                 f"{url}: a repository needs the root file that this replica is to trust.",
                 hint="Pass --root with the 1.root.json that `keystore repo create` named.",
             )
-        engine.replicate(opened_target.source, url, path, report, origin_id=origin_id)
+        engine.replicate(
+            opened_target.source, url, path, report, origin_id=origin_id, on_progress=on_progress
+        )
+        if opened_target.hub is not None:
+            with open_store(path) as file:
+                exchange.receive_revocations(file, opened_target.hub, url, report)
+                exchange.check_in(file, opened_target.hub)
     return report
 
 
-def _sync_one(
-    file: StoreFile, target: str, *, usage_only: bool, keys: Path | None, root: bytes | None
-) -> Report:
-    url = redacted(normalized(target))
-    report = Report(url)
+def sync_opened(
+    file: StoreFile,
+    target: Target,
+    report: Report,
+    *,
+    usage_only: bool = False,
+    reconcile: bool = False,
+    on_progress: engine.OnProgress = lambda _: None,
+) -> None:
+    """Sync a store with an open target, by the store's role; ``report`` tells what was done.
+
+    Revocations first: they are few, and only take access away.
+    """
+    url, hub = report.target, target.hub
     is_origin = file.info().is_origin
-    with opened(target, file=file, keys=keys, root=root) as opened_target:
-        if usage_only and opened_target.usage_sink is None:
-            raise UnsupportedTargetError(
-                f"{url} cannot take usage.", hint="Hand usage to a hub: postgresql://…."
+    if usage_only and hub is None:
+        raise UnsupportedTargetError(
+            f"{url} cannot take usage.", hint="Hand usage to a hub: postgresql://…."
+        )
+    if reconcile and not is_origin:
+        raise WrongRoleError(
+            f"{file.path} is a replica; only an origin reconciles.",
+            hint="`keystore verify --repair` compares a replica and repairs it.",
+        )
+    if hub is not None:
+        exchange.receive_revocations(file, hub, url, report)
+    if not usage_only and is_origin:
+        if target.sink is None:
+            raise WrongRoleError(
+                f"{url} cannot be written from here.",
+                hint="Publish to a folder (file:///…) with its keys (--keys).",
             )
-        if not usage_only and is_origin:
-            if opened_target.sink is None:
-                raise WrongRoleError(
-                    f"{url} cannot be written from here.",
-                    hint="Publish to a folder (file:///…) with its keys (--keys).",
-                )
-            engine.push(file, opened_target.sink, url, report)
-        elif not usage_only:
-            if opened_target.source is None:
-                raise InvalidInputError(
-                    f"{url}: this replica has not been told which root file to trust.",
-                    hint="Pass --root with the 1.root.json that `keystore repo create` named.",
-                )
-            engine.pull(file, opened_target.source, url, report)
-        if opened_target.usage_sink is not None:
-            engine.hand_up_usage(file, opened_target.usage_sink, url, report, usage_only=usage_only)
-    return report
+        engine.push(file, target.sink, url, report, reconcile=reconcile, on_progress=on_progress)
+    elif not usage_only:
+        if target.source is None:
+            raise InvalidInputError(
+                f"{url}: this replica has not been told which root file to trust.",
+                hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+            )
+        engine.pull(file, target.source, url, report, on_progress=on_progress)
+    if hub is not None:
+        exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
+        exchange.check_in(file, hub)
 
 
 def _missing_extra(extra: str, error: ImportError) -> UnsupportedTargetError:

@@ -1,0 +1,42 @@
+"""Named steps of what must be all or nothing, where a test can stop the world.
+
+In production a step costs one comparison. Tests set :data:`on_reach` to what is to happen there:
+kill this process, kill the server, restore a backup.
+"""
+
+from collections.abc import Callable
+
+STEPS = (
+    "push.begin",
+    "push.locked",
+    "push.page",
+    "push.sent",
+    "push.pending",
+    "push.staged",
+    "push.committed",
+    "push.acknowledged",
+    "pull.opened",
+    "pull.page",
+    "pull.staged",
+    "pull.applied",
+    "pull.done",
+    "replicate.filled",
+    "revocations.received",
+    "revocations.done",
+    "usage.page",
+    "usage.sent",
+    "usage.acknowledged",
+    "check_in.pending",
+    "check_in.sent",
+    "check_in.done",
+    "compact.done",
+)
+"""Every step there is, in the order of a sync."""
+
+on_reach: Callable[[str], None] | None = None
+
+
+def reached(step: str) -> None:
+    """Say that a step was reached."""
+    if on_reach is not None:
+        on_reach(step)

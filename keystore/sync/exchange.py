@@ -1,0 +1,134 @@
+"""What a store and a hub tell each other beside the rows: revocations, usage, and who has what.
+
+Revocations come first, because they only take access away and are small. Usage goes up row by row,
+each known by ``(store_id, usage_id, nonce)``: the hub takes a set, so a page that is sent again, or
+by two copies of one file, counts once. Last, a replica checks in: the operator sees by it which
+replica has which revocation, and what may be forgotten because everybody has it.
+"""
+
+import uuid
+
+import uuid_utils.compat
+
+from keystore import db, sql
+from keystore._version import __version__
+from keystore.db import StoreFile
+from keystore.errors import ForkedStoreError
+from keystore.failpoint import reached
+from keystore.sync.engine import Report, bookkeeping, remember
+from keystore.sync.protocols import CheckIn, Hub, Usage
+
+USAGE_PAGE_SIZE = 10_000
+
+_Q = sql.named("sync")
+
+
+def receive_revocations(file: StoreFile, hub: Hub, url: str, report: Report) -> None:
+    """Take over the revocations of this origin's keys that the hub has and this store has not.
+
+    At the origin the keys get the status ``revoked`` as well, so that the next push tells everybody
+    who does not ask this hub.
+    """
+    info = file.info()
+    book = remember(file, hub.target_id, url, usage_only=True)
+    found = hub.revocations(info.origin_id, book.acknowledged_revocation, book.last_revocation)
+    report.revocations = len(found)
+    if not found:
+        return
+    reached("revocations.received")
+    with file.write() as conn:
+        for item in found:
+            row = {"api_key": item.api_key, "reason": item.reason, "revoked_at": item.revoked_at}
+            conn.execute(_Q["add_revocation"], row)
+            if info.is_origin:
+                conn.execute(_Q["revoke_key"], row)
+        conn.execute(
+            _Q["acknowledge_revocations"],
+            {
+                "revocation_id": found[-1].revocation_id,
+                "api_key": found[-1].api_key,
+                "target_id": hub.target_id,
+            },
+        )
+    reached("revocations.done")
+
+
+def hand_up_usage(
+    file: StoreFile, hub: Hub, url: str, report: Report, *, usage_only: bool = False
+) -> None:
+    """Hand up every usage row that the hub has not acknowledged.
+
+    A page that was taken and not acknowledged is sent again; the hub counts it once. If the hub no
+    longer has the last row that it acknowledged, it was put back to an earlier state, and gets
+    everything again.
+    """
+    info = file.info()
+    after = remember(file, hub.target_id, url, usage_only=usage_only).acknowledged_usage
+    with file.read() as conn:
+        last = conn.execute(_Q["usage_nonce"], (after,)).fetchone()
+    if last is None or not hub.holds_usage(info.store_id, after, last[0]):
+        after = 0
+    report.usage = 0
+    while True:
+        with file.read() as conn:
+            window = {"after": after, "limit": USAGE_PAGE_SIZE}
+            rows = [Usage(*row) for row in conn.execute(_Q["usage_after"], window)]
+        if not rows:
+            return
+        reached("usage.page")
+        hub.push_usage(info.store_id, info.origin_id, rows)
+        reached("usage.sent")
+        after = rows[-1].usage_id
+        with file.write() as conn:
+            conn.execute(
+                _Q["acknowledge_usage"],
+                {"acknowledged_usage": after, "target_id": hub.target_id},
+            )
+        reached("usage.acknowledged")
+        report.usage += len(rows)
+
+
+def check_in(file: StoreFile, hub: Hub) -> None:
+    """Tell the hub what this replica has; an origin says so with each push.
+
+    If a copy of this file has called meanwhile, two files pass for one, and a receipt of one would
+    be taken for the other's. So this one takes a new incarnation and is a replica of its own.
+    Usage needs no such care: rows of both copies are told apart by their nonces.
+
+    Raises:
+        ForkedStoreError: even then the hub refuses.
+    """
+    info = file.info()
+    if info.is_origin or info.as_of_change is None or info.as_of_at is None:
+        return
+    with file.write() as conn:
+        # A token whose acknowledgement was lost is used again: the hub may have it.
+        fresh = {"token": str(uuid_utils.compat.uuid7()), "target_id": hub.target_id}
+        last, token = conn.execute(_Q["take_token"], fresh).fetchone()
+    reached("check_in.pending")
+    if not hub.check_in(_who(file, hub), last=last, token=token):
+        with file.write() as conn:
+            conn.execute(_Q["new_incarnation"], (str(uuid.uuid4()),))
+        if not hub.check_in(_who(file, hub), last=None, token=token):
+            raise ForkedStoreError(
+                "the hub does not accept this replica under a new name either.",
+                hint="Make it anew with `keystore replicate`; its usage is at the hub.",
+            )
+    reached("check_in.sent")
+    with file.write() as conn:
+        conn.execute(_Q["acknowledge_check_in"], {"token": token, "target_id": hub.target_id})
+    reached("check_in.done")
+
+
+def _who(file: StoreFile, hub: Hub) -> CheckIn:
+    info = file.info()
+    return CheckIn(
+        store_id=info.store_id,
+        incarnation=info.incarnation,
+        origin_id=info.origin_id,
+        schema_version=db.SCHEMA_VERSION,
+        program_version=__version__,
+        as_of_change=info.as_of_change or 0,
+        as_of_at=info.as_of_at or "",
+        seen_revocation=bookkeeping(file, hub.target_id).acknowledged_revocation,
+    )

@@ -1,0 +1,93 @@
+"""What an operator does at a hub: make it, migrate it, revoke keys."""
+
+from keystore import sql
+from keystore.errors import NotFoundError, TargetNotReadyError
+from keystore.sync.hub_connection import (
+    HUB_SCHEMA_VERSION,
+    HubConnection,
+    hub_errors,
+    no_hub,
+    other_version,
+)
+from keystore.sync.hub_push import channel_of
+from keystore.sync.protocols import Revocation
+from keystore.tokens import hash_token
+
+
+class HubAdmin(HubConnection):
+    """An operator's connection to a hub."""
+
+    def init(self) -> bool:
+        """Create the schema ``keystore`` in one transaction; ``False`` if the hub was there.
+
+        Raises:
+            TargetNotReadyError: a schema of that name exists and is not ours.
+        """
+        with hub_errors(), self.conn.transaction():
+            self.rows("lock_init")
+            has_hub, has_schema = self.row("exists")
+            if has_hub:
+                return False
+            if has_schema:
+                raise TargetNotReadyError(
+                    "this database has a schema named keystore that is not a hub.",
+                    hint="Use another database.",
+                )
+            (encoding,) = self.row("server_encoding")
+            if encoding != "UTF8":
+                raise TargetNotReadyError(
+                    f"this database is in {encoding}; a hub needs UTF8.",
+                    hint="Make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.",
+                )
+            self.conn.execute(sql.read("hub_schema"))
+        return True
+
+    def migrate(self) -> tuple[int, int]:
+        """Bring the hub to this program's schema version, in one transaction.
+
+        Returns the version before and after.
+
+        Raises:
+            TargetNotReadyError: there is no hub.
+            SchemaVersionError: the hub is newer than this program.
+        """
+        with hub_errors(), self.conn.transaction():
+            self.rows("lock_init")
+            has_hub, _ = self.row("exists")
+            if not has_hub:
+                raise no_hub()
+            _, before = self.row("hub_info")
+            if before > HUB_SCHEMA_VERSION:
+                raise other_version(before)
+            for version in range(before + 1, HUB_SCHEMA_VERSION + 1):
+                self.conn.execute(sql.read(f"hub_migrations/{version:04}"))
+        return before, HUB_SCHEMA_VERSION
+
+    def revoke(self, key: str, *, reason: str | None = None) -> list[Revocation]:
+        """Revoke a key for good, by its UUID or its token; return the revocation, new or not.
+
+        Every replica and the origin take it over with their next sync; those that follow, at once.
+        Several are returned if several origins know that token.
+
+        Raises:
+            NotFoundError: the hub has no such key.
+        """
+        _ = self.target_id
+        with hub_errors(), self.conn.transaction():
+            owners = self.rows("key_owners", key=key.lower(), hash=hash_token(key))
+            if not owners:
+                raise NotFoundError(
+                    "the hub has no such key.",
+                    hint="Push from its origin first, or revoke it there: `keystore key revoke`.",
+                )
+            return [self._revoke(store_id, api_key, reason) for store_id, api_key in owners]
+
+    def _revoke(self, store_id: str, api_key: str, reason: str | None) -> Revocation:
+        where = {"store_id": store_id, "api_key": api_key}
+        if not self.rows("revocation", **where):
+            (number,) = self.row("next_revocation", store_id=store_id)
+            # (none, if somebody else has revoked it while we waited for the number)
+            if self.rows("add_revocation", **where, revocation_id=number, reason=reason):
+                payload = f"revocation {number}"
+                self.rows("notify", channel=channel_of(store_id), payload=payload)
+        return Revocation(*self.row("revocation", **where))

@@ -1,0 +1,141 @@
+"""One connection to a hub, its errors in our words, and the hub's identity."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from keystore import sql
+from keystore.errors import (
+    InvalidInputError,
+    KeystoreError,
+    SchemaVersionError,
+    TargetError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+)
+from keystore.sync.hub_rows import Connection, fill
+from keystore.tables import Table
+
+HUB_SCHEMA_VERSION = 3
+CONNECT_TIMEOUT_SECONDS = 10
+
+_Q = sql.named("hub")
+
+
+class HubConnection:
+    """An open connection to a database that holds a hub, or is to hold one."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            conninfo_to_dict(url)
+        except psycopg.Error:
+            # libpq's own message repeats the part that it could not read: maybe the password
+            raise InvalidInputError(
+                "the hub's URL cannot be read.",
+                hint="Check its spelling; write special characters in a password as %XX.",
+            ) from None
+        with hub_errors():
+            self.conn: Connection = psycopg.connect(
+                url,
+                autocommit=True,
+                application_name="keystore",
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                client_encoding="utf8",
+            )
+        self._target_id: str | None = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.conn.close()
+
+    @property
+    def target_id(self) -> str:
+        """The hub's own UUID, asked for once.
+
+        Raises:
+            TargetNotReadyError: no ``keystore hub init`` was run in this database.
+            SchemaVersionError: the hub is of another version.
+        """
+        if self._target_id is None:
+            with hub_errors():
+                has_hub, _ = self.row("exists")
+                if not has_hub:
+                    raise no_hub()
+                hub_id, version = self.row("hub_info")
+            if version != HUB_SCHEMA_VERSION:
+                raise other_version(version)
+            self._target_id = hub_id
+        return self._target_id
+
+    def rows(self, name: str, table: Table | None = None, /, **values: object) -> list[Any]:
+        """Run a statement of hub.sql, filled for ``table`` if given; return its rows, if any."""
+        cursor = self.conn.execute(_Q[name] if table is None else fill(name, table), values)
+        return cursor.fetchall() if cursor.description else []
+
+    def row(self, name: str, table: Table | None = None, /, **values: object) -> tuple[Any, ...]:
+        """Run a statement that has to give a row; return the first."""
+        found = self.rows(name, table, **values)
+        if not found:
+            raise TargetError(f"the hub answered nothing to {name}.", hint="Is it a keystore hub?")
+        return tuple(found[0])
+
+
+@contextmanager
+def hub_errors() -> Iterator[None]:
+    """Turn the driver's failures into keystore errors, without the URL (it may hold a password)."""
+    try:
+        yield
+    except KeystoreError:
+        raise
+    except psycopg.errors.LockNotAvailable as error:
+        raise TargetUnavailableError(
+            "another push of this store is under way at the hub.",
+            hint="Nothing was changed; run the same command again when it is done.",
+        ) from error
+    except psycopg.errors.DiskFull as error:
+        raise TargetUnavailableError(
+            f"the hub's disk is full: {_first_line(error)}.",
+            hint="Nothing was changed; run the same command again when there is room.",
+        ) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise TargetUnavailableError(
+            f"the hub cannot be reached or stopped answering: {_first_line(error)}.",
+            hint="Nothing is lost; run the same command again when it is back.",
+        ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise TargetUnavailableError(
+            "the hub takes no writes at present.",
+            hint="Nothing is lost; run the same command again when it is no longer read-only.",
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetError(
+            f"the hub refused: {_first_line(error)}.",
+            hint="Its owner gives rights with `keystore hub grant`.",
+        ) from error
+    except psycopg.Error as error:
+        raise TargetError(f"the hub failed: {_first_line(error)}.") from error
+
+
+def no_hub() -> TargetNotReadyError:
+    """Return the error that says that there is no hub here."""
+    return TargetNotReadyError(
+        "this database is not a keystore hub yet.",
+        hint="Run `keystore hub init` with the same URL.",
+    )
+
+
+def other_version(version: int) -> SchemaVersionError:
+    """Return the error that says that the hub is of another version."""
+    return SchemaVersionError(
+        f"the hub's schema version is {version}, this program's {HUB_SCHEMA_VERSION}.",
+        hint="Run `keystore hub migrate` with the same URL."
+        if version < HUB_SCHEMA_VERSION
+        else "Update keystore on this machine.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

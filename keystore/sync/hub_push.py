@@ -1,0 +1,135 @@
+"""One push to a hub, inside its transaction."""
+
+from collections.abc import Collection, Iterator
+
+import psycopg
+
+from keystore.changelog import Page, Record
+from keystore.errors import IncompleteStateError
+from keystore.sync import digest
+from keystore.sync.digest import Bucket, Buckets
+from keystore.sync.hub_connection import HubConnection
+from keystore.sync.hub_rows import copy_in, fill, refuse_misfits, wire_types
+from keystore.sync.protocols import Origin, PageCounts, TargetState
+from keystore.tables import TRACKED, Table
+
+
+class HubPush:
+    """The session of :meth:`keystore.sync.protocols.Sink.push`; the store's row is locked."""
+
+    def __init__(self, hub: HubConnection, origin: Origin, state: TargetState) -> None:
+        self.state = state
+        self.committed = False
+        self._hub, self._origin = hub, origin
+        self._staged: dict[Table, bool] = {}
+
+    def digests(self) -> Buckets:
+        """Digest what the hub holds of this origin, in SQL."""
+        return digests_of(self._hub, self._origin.store_id)
+
+    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
+        """Name the records that the hub holds in some buckets."""
+        for page in pages_of(self._hub, self._origin.store_id, buckets):
+            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+
+    def highest_ids(self) -> PageCounts:
+        """Return the highest ids that the hub has ever seen, tombstones included."""
+        where = {"store_id": self._origin.store_id}
+        return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
+
+    def send(self, page: Page) -> None:
+        """Stage one page in temporary tables."""
+        conn, table, name = self._hub.conn, page.table, page.table.name
+        if not self._staged:
+            self._hub.rows("create_incoming_deleted")
+        if table not in self._staged:
+            self._staged[table] = True
+            self._hub.rows("create_incoming", table)
+        if page.repeats:
+            ids = [*page.deleted, *(int(row[0] or 0) for row in page.rows)]
+            self._hub.rows("forget_incoming", table, ids=ids)
+            self._hub.rows("forget_incoming_deleted", name=name, ids=ids)
+        try:
+            copy_in(conn, fill("copy_incoming", table), wire_types(table), page.rows)
+        except psycopg.Error:
+            refuse_misfits(table, page.rows)
+            raise
+        if page.deleted:
+            gone = ((name, record_id) for record_id in page.deleted)
+            copy_in(conn, fill("copy_incoming_deleted", table), ("text", "int8"), gone)
+
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+        """Merge what was staged; it becomes visible when the block ends."""
+        where = {"store_id": self._origin.store_id}
+        if counts is not None:
+            for table in TRACKED:
+                if table not in self._staged:
+                    self.send(Page(table, []))
+        if self._staged:
+            self._merge(up_to, counts)
+            channel, payload = channel_of(self._origin.store_id), f"change {up_to}"
+            # One for each push: NOTIFY takes a lock on the whole server when it commits.
+            self._hub.rows("notify", channel=channel, payload=payload)
+        self._hub.rows(
+            "acknowledge",
+            **where,
+            incarnation=self._origin.incarnation,
+            token_prefix=self._origin.token_prefix,
+            schema_version=self._origin.schema_version,
+            program_version=self._origin.program_version,
+            seen_revocation=self._origin.seen_revocation,
+            acknowledged_change=up_to,
+            push_token=token,
+            as_of_at=as_of_at,
+        )
+        self.committed = True
+
+    def _merge(self, up_to: int, counts: PageCounts | None) -> None:
+        where: dict[str, object] = {"store_id": self._origin.store_id}
+        stamp = where | {"changed_at_id": up_to}
+        tables = [table for table in TRACKED if table in self._staged]
+        for table in tables if counts is not None else ():
+            self._hub.rows("delete_unnamed", table, **where)
+        for table in tables:
+            self._upsert(table, stamp)
+            self._hub.rows("raise_dead", table, **where)
+        for table in reversed(tables):
+            self._hub.rows("delete", table, **stamp)
+        for table in tables if counts is not None else ():
+            (held,) = self._hub.row("count_rows", table, **where)
+            if counts is not None and held != counts[table.name]:
+                raise IncompleteStateError(
+                    f"the hub would hold {held} {table.name}, the store has {counts[table.name]}.",
+                    hint="Nothing was written; please report this.",
+                )
+
+    def _upsert(self, table: Table, stamp: dict[str, object]) -> None:
+        try:
+            with self._hub.conn.transaction():
+                self._hub.rows("upsert", table, **stamp)
+        except psycopg.DataError:
+            # Only now is it worth a look at each row; the savepoint has kept what was staged.
+            refuse_misfits(table, self._hub.rows("staged", table))
+            raise
+
+
+def channel_of(store_id: str) -> str:
+    """Return the channel on which a hub tells of an origin's news."""
+    return f"keystore_{store_id.replace('-', '')}"
+
+
+def digests_of(hub: HubConnection, store_id: str) -> Buckets:
+    """Digest what a hub holds of an origin, in SQL; the session's time zone has to be UTC."""
+    digests: Buckets = {}
+    for table in TRACKED:
+        where = {"store_id": store_id, "size": digest.BUCKET_SIZE}
+        found = hub.rows("digests", table, **where)
+        digests.update({(table.name, bucket): text for bucket, text in found})
+    return digests
+
+
+def pages_of(hub: HubConnection, store_id: str, buckets: Collection[Bucket]) -> Iterator[Page]:
+    """Yield the rows that a hub holds of an origin in some buckets."""
+    for table, first, last in digest.ranges(buckets):
+        where = {"store_id": store_id, "first": first, "last": last}
+        yield Page(table, hub.rows("rows_between", table, **where))
