@@ -9,7 +9,7 @@ import pytest
 
 from keystore import Store
 from keystore.backup import backup, restore
-from keystore.db import open_store
+from keystore.db import SCHEMA_VERSION, open_store
 from keystore.doctor import examine
 from keystore.errors import (
     DamagedStoreError,
@@ -103,7 +103,7 @@ def test_a_damaged_backup_is_not_restored(store: Store, tmp_path: Path) -> None:
 def test_migrate_backs_up_first(tmp_path: Path) -> None:
     path = unpack("store-v1.db.xz", tmp_path)
     said = json.loads(run("migrate", "--db", str(path), "--json").stdout)
-    assert (said["before"], said["after"]) == (1, 2)
+    assert (said["before"], said["after"]) == (1, SCHEMA_VERSION)
     assert Path(said["backup"]).stat().st_mode & 0o777 == 0o600
     assert run("migrate", "--db", str(path)).stdout == f"{path} is up to date.\n"
     assert run("status", "--db", said["backup"]).exit_code == 1  # still the old version

@@ -11,7 +11,7 @@ import keystore
 
 PACKAGE = Path(keystore.__file__).parent
 LAYERS = [
-    {"errors", "_version"},
+    {"errors", "_version", "failpoint"},
     {"tokens", "clock", "sql", "tables"},
     {"models"},
     {"db"},

@@ -22,10 +22,15 @@ Buckets = dict[Bucket, str]
 """SHA-256 in hex by bucket; buckets without rows are absent."""
 
 
+def bucket_of(table: Table, row: WireRow) -> Bucket:
+    """Return the bucket of a row."""
+    return table.name, int(row[0] or 0) // BUCKET_SIZE
+
+
 def digest_rows(table: Table, rows: Iterable[WireRow]) -> Iterator[tuple[Bucket, str]]:
     """Digest rows of one table that come in the order of their ids."""
-    for bucket, found in groupby(rows, lambda row: int(row[0] or 0) // BUCKET_SIZE):
-        yield (table.name, bucket), sha256(b"".join(map(encode_row, found))).hexdigest()
+    for bucket, found in groupby(rows, lambda row: bucket_of(table, row)):
+        yield bucket, sha256(b"".join(map(encode_row, found))).hexdigest()
 
 
 def digest_store(file: StoreFile) -> Buckets:

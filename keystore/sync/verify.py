@@ -1,0 +1,181 @@
+"""Compares a store with a target by digests, names what differs, and repairs just that.
+
+Both sides are looked at as of one cut. What changed at one side since that cut is known by name,
+from the ChangeLog here or from the stamps there, and is left to the next sync.
+
+A repair goes the way of every change. At an origin the records that differ are logged as changed,
+and pushed; at a replica they are taken from the target, in one transaction.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
+
+from keystore import changelog
+from keystore.changelog import Page, Record
+from keystore.db import StoreFile
+from keystore.errors import StaleTargetError, TargetNotReadyError
+from keystore.sync import digest
+from keystore.sync.digest import Bucket, Buckets
+from keystore.sync.protocols import Pull, Source
+from keystore.sync.replay import replay
+from keystore.tables import BY_NAME, WireRow
+
+Rows = dict[Record, WireRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A record that is not the same: it ``differs``, or is ``only here`` or ``only there``."""
+
+    table: str
+    record_id: int
+    kind: str
+
+
+@dataclass(slots=True)
+class Verification:
+    """What a comparison found: the cut, how many buckets were compared, and every difference."""
+
+    target: str
+    as_of_change: int
+    buckets: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    repaired: int = 0
+
+
+def verify(file: StoreFile, source: Source, url: str, *, repair: bool = False) -> Verification:
+    """Compare a store with what a target holds of its origin; with ``repair``, mend it.
+
+    At an origin, a repair logs the records that differ: the caller pushes them.
+
+    Raises:
+        StaleTargetError: the target holds an older state than this replica.
+        TargetNotReadyError: the last sync is too long ago to tell news from damage.
+        TargetError: whatever the target says.
+    """
+    info = file.info()
+    with _whole_cut(source, info.origin_id, info.as_of_change) as (cut, theirs, news):
+        done = Verification(url, cut.as_of_change)
+        ours = digest.digest_store(file)
+        done.buckets = len(ours.keys() | theirs.keys())
+        buckets = digest.differing(ours, theirs)
+        if not buckets:
+            return done
+        their_rows = _rows(cut.bucket_pages(buckets))
+        with file.read() as conn:
+            our_rows = {
+                (table.name, int(row[0] or 0)): row
+                for table, first, last in digest.ranges(buckets)
+                for row in changelog.records_of(conn, table, first, last)
+            }
+            if info.is_origin:
+                if cut.as_of_change < info.log_horizon:
+                    raise TargetNotReadyError(
+                        "the ChangeLog no longer tells what changed since the last push.",
+                        hint="Run `keystore sync` first, then compare.",
+                    )
+                news.update(changelog.changed_records(conn, cut.as_of_change))
+        done.differences = list(_compare(our_rows, their_rows, news))
+        if repair and done.differences:
+            _repair(file, source, cut, done.differences, their_rows)
+            done.repaired = len(done.differences)
+    return done
+
+
+@contextmanager
+def _whole_cut(
+    source: Source, origin_id: str, after: int | None
+) -> Iterator[tuple[Pull, Buckets, set[Record]]]:
+    """Open a cut with its digests, and name what is news in it to a replica at ``after``."""
+    with source.pull(origin_id, after) as cut:
+        if after is not None and cut.as_of_change < after:
+            raise StaleTargetError(
+                f"the target holds the origin's change {cut.as_of_change}, "
+                f"this replica has {after} already.",
+                hint="Push from the origin to that target first.",
+            )
+        is_at_cut = after is None or cut.as_of_change == after
+        if not is_at_cut and cut.counts is not None:
+            raise TargetNotReadyError(
+                f"this replica is at change {after}, the target at {cut.as_of_change}.",
+                hint="Run `keystore sync` first, then compare.",
+            )
+        news = set() if is_at_cut else {record for page in cut.pages for record in _named(page)}
+        theirs = cut.digests()
+        if theirs is not None:
+            yield cut, theirs, news
+            return
+    pages = _Pages(source, origin_id, cut)
+    yield replace(cut, bucket_pages=pages.of), pages.digests(), news
+
+
+class _Pages:
+    """Reads a whole cut, as often as is asked, of a source that has no digests of its own."""
+
+    def __init__(self, source: Source, origin_id: str, cut: Pull) -> None:
+        self._source, self._origin_id, self._cut = source, origin_id, cut
+
+    def __iter__(self) -> Iterator[Page]:
+        with self._source.pull(self._origin_id, None) as whole:
+            if whole.as_of_change != self._cut.as_of_change:
+                raise TargetNotReadyError(
+                    "the target got a new state meanwhile.", hint="Run the same command again."
+                )
+            yield from whole.pages
+
+    def digests(self) -> Buckets:
+        found: Buckets = {}
+        for table, pages in groupby(self, lambda page: page.table):
+            rows = chain.from_iterable(page.rows for page in pages)
+            found.update(digest.digest_rows(table, rows))
+        return found
+
+    def of(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        for page in self:
+            rows = [row for row in page.rows if digest.bucket_of(page.table, row) in buckets]
+            yield Page(page.table, rows)
+
+
+def _compare(ours: Rows, theirs: Rows, news: set[Record]) -> Iterator[Difference]:
+    for record in sorted(ours.keys() | theirs.keys()):
+        if record in news or ours.get(record) == theirs.get(record):
+            continue
+        is_here, is_there = record in ours, record in theirs
+        kind = "differs" if is_here and is_there else "only here" if is_here else "only there"
+        yield Difference(*record, kind)
+
+
+def _repair(
+    file: StoreFile, source: Source, cut: Pull, differences: list[Difference], theirs: Rows
+) -> None:
+    if file.info().is_origin:
+        with file.write() as conn:
+            changelog.log_records(conn, ((item.table, item.record_id) for item in differences))
+        return
+    pages = []
+    for item in differences:
+        row = theirs.get((item.table, item.record_id))
+        table = BY_NAME[item.table]
+        pages.append(Page(table, [row]) if row else Page(table, [], [item.record_id]))
+    # As of what this replica is at: the news of the cut are left to the next pull.
+    info = file.info()
+    mended = replace(
+        cut,
+        pages=pages,
+        counts=None,
+        as_of_change=info.as_of_change or 0,
+        as_of_at=info.as_of_at or cut.as_of_at,
+        source_state=None,
+    )
+    replay(file, mended, source.target_id, lambda _: None)
+
+
+def _rows(pages: Iterator[Page]) -> Rows:
+    return {(page.table.name, int(row[0] or 0)): row for page in pages for row in page.rows}
+
+
+def _named(page: Page) -> Iterator[Record]:
+    yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+    yield from ((page.table.name, record_id) for record_id in page.deleted)
