@@ -147,6 +147,11 @@ def show(value: object, text: str) -> None:
         click.echo(text)
 
 
+def show_line(value: object, text: str, *, as_json: bool) -> None:
+    """Print one line, JSON or text, from a command that goes on; from any thread."""
+    click.echo(json.dumps(value) if as_json else text)
+
+
 def show_table(rows: Sequence[object], columns: Sequence[str], *, empty: str) -> None:
     """Print objects as a table of some of their attributes, or as JSON with all of them."""
     if wants_json():

@@ -1,10 +1,11 @@
 """Commands of the edge: check, serve."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from keystore.cli.common import argument_or_stdin, show, store_options
+from keystore.cli.common import argument_or_stdin, show, show_line, store_options, wants_json
 from keystore.edge import Decision, Reason, Validator
 from keystore.edge.validator import MAX_COST
 
@@ -75,25 +76,42 @@ def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
     show_default=True,
     help="The port; 0 takes a free one.",
 )
+@click.option(
+    "--sync",
+    "sync_with",
+    metavar="TARGET",
+    help="Follow this target meanwhile, as `keystore sync --follow` does.",
+)
+@click.option(
+    "--usage-to", metavar="TARGET", help="Hand usage to this hub meanwhile, and nothing else."
+)
 @store_options
-def serve(db_path: Path, host: str, port: int) -> None:
+def serve(db_path: Path, host: str, port: int, sync_with: str | None, usage_to: str | None) -> None:
     """Answer checks over HTTP: 200 yes, 401 or 403 no, 503 not now.
 
     The token comes as "Authorization: Bearer" or "X-API-Key"; any method on /check or below.
 
     \b
     Example:
-      keystore serve --db edge.db --port 8080
+      keystore serve --db edge.db --port 8080 --sync postgresql://hub.example.org/keystore
       curl -i -H "X-API-Key: $TOKEN" http://127.0.0.1:8080/check
     """
     from keystore.http.server import run
 
-    with Validator(db_path) as validator:
+    with ExitStack() as ends:
+        if sync_with or usage_to:
+            from keystore.cli.follow import following
+
+            ends.enter_context(following(db_path, sync_with, usage_to))
+        # Closed first, which flushes its usage; then that is handed up.
+        validator = ends.enter_context(Validator(db_path))
         run(
             validator,
             host,
             port,
-            on_ready=lambda url: show({"url": url}, f"Serving {db_path} at {url}/check"),
+            on_ready=lambda url: show_line(
+                {"url": url}, f"Serving {db_path} at {url}/check", as_json=wants_json()
+            ),
         )
 
 

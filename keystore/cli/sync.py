@@ -36,6 +36,13 @@ _keys_option = click.option(
     metavar="TARGET",
     help="Hand usage to this hub; for a replica that gets its keys from files.",
 )
+@click.option("--follow", is_flag=True, help="Go on until SIGTERM: sync at once what changes.")
+@click.option(
+    "--poll",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="With --follow: how often to look even if there was no news. Default: 30.",
+)
 @_keys_option
 @_root_option
 @store_options
@@ -43,6 +50,8 @@ def sync(
     db_path: Path,
     target: str | None,
     usage_to: str | None,
+    follow: bool,
+    poll: float | None,
     keys_path: Path | None,
     root_path: Path | None,
 ) -> None:
@@ -56,7 +65,16 @@ def sync(
     Example:
       keystore sync postgresql://hub.example.org/keystore
       keystore sync --db edge.db
+      keystore sync --db edge.db --follow
     """
+    keys, root = keys_path or default_keys(db_path), _read(root_path)
+    if poll is not None and not follow:
+        raise click.UsageError("--poll goes with --follow.")
+    if follow:
+        from keystore.cli.follow import follow_until_signal
+
+        follow_until_signal(db_path, target, usage_to, keys=keys, root=root, poll=poll)
+        return
     reports: list[Report] = []
     try:
         with open_store(db_path) as file:
@@ -64,8 +82,8 @@ def sync(
                 file,
                 target,
                 usage_to=usage_to,
-                keys=keys_path or _default_keys(db_path),
-                root=_read(root_path),
+                keys=keys,
+                root=root,
                 on_report=reports.append,
             )
     finally:  # what was done is said, even if another target failed
@@ -169,7 +187,7 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
             hint="Use file:///… or a path.",
         )
     folder = Folder(path_of(url))
-    keys = keys_path or _default_keys(db_path)
+    keys = keys_path or default_keys(db_path)
     root = repository.create(folder, keys)
     show(
         {"root": str(root), "keys": str(keys), "url": url},
@@ -180,7 +198,8 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
     )
 
 
-def _default_keys(db_path: Path) -> Path:
+def default_keys(db_path: Path) -> Path:
+    """Return the folder where a store's signing keys are unless the operator says otherwise."""
     return db_path.with_name(db_path.name + ".keys")
 
 

@@ -110,6 +110,9 @@ WHERE store_id = %(store_id)s;
 -- name: notify
 SELECT pg_notify(%(channel)s, %(payload)s);
 
+-- name: listen
+LISTEN {channel};
+
 -- name: origins
 SELECT store_id::TEXT FROM keystore.stores WHERE as_of_at IS NOT NULL ORDER BY created_at;
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from keystore import sql
 from keystore.errors import (
@@ -20,7 +20,17 @@ from keystore.sync.hub_rows import Connection, fill
 from keystore.tables import Table
 
 HUB_SCHEMA_VERSION = 3
-CONNECT_TIMEOUT_SECONDS = 10
+CONNECTION: dict[str, str | int] = {
+    "application_name": "keystore",
+    "connect_timeout": 10,
+    # A host that vanishes says no goodbye. Noticed when nothing is sent (the first three), and when
+    # something is (the last, in milliseconds); the system's own defaults are hours.
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""Connection parameters where the URL names none."""
 
 _Q = sql.named("hub")
 
@@ -30,7 +40,9 @@ class HubConnection:
 
     def __init__(self, url: str) -> None:
         try:
-            conninfo_to_dict(url)
+            given = conninfo_to_dict(url)
+            own = {name: value for name, value in CONNECTION.items() if name not in given}
+            conninfo = make_conninfo(url, **own)
         except psycopg.Error:
             # libpq's own message repeats the part that it could not read: maybe the password
             raise InvalidInputError(
@@ -39,11 +51,7 @@ class HubConnection:
             ) from None
         with hub_errors():
             self.conn: Connection = psycopg.connect(
-                url,
-                autocommit=True,
-                application_name="keystore",
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                client_encoding="utf8",
+                conninfo, autocommit=True, client_encoding="utf8"
             )
         self._target_id: str | None = None
 

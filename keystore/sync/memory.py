@@ -17,6 +17,7 @@ from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
 from keystore.sync.protocols import (
     CheckIn,
+    News,
     Origin,
     PageCounts,
     Pull,
@@ -57,6 +58,8 @@ class MemoryHub:
         self._revocations: list[tuple[str, Revocation]] = []
         self._stores: dict[str, _Held] = {}
         self._lock = threading.RLock()
+        self._news: list[tuple[str, News]] = []
+        self._has_news = threading.Condition(self._lock)
 
     @property
     def sink(self) -> "MemoryHub":
@@ -127,6 +130,7 @@ class MemoryHub:
                     number = len(self._revocations) + 1
                     item = Revocation(number, key, reason, utc_text())
                     self._revocations.append((owner, item))
+                    self._tell(owner, News("revocation", number))
             return [item for _, item in self._revocations if item.api_key == key]
 
     def revocations(self, origin_id: str, after: int, last: str | None) -> list[Revocation]:
@@ -145,6 +149,10 @@ class MemoryHub:
                 self.replicas[who.store_id, who.incarnation] = (token, who)
             return is_ours
 
+    def watch(self, origin_id: str) -> "_MemoryWatch":
+        """Listen for news; see :class:`keystore.sync.protocols.Hub`."""
+        return _MemoryWatch(self, origin_id, len(self._news))
+
     def _find(self, origin_id: str | None) -> _Held:
         if origin_id is None and len(self._stores) == 1:
             return next(iter(self._stores.values()))
@@ -156,8 +164,19 @@ class MemoryHub:
             )
         return held
 
-    def _store(self, held: _Held) -> None:
+    def _store(self, held: _Held, *, has_moved: bool) -> None:
         self._stores[held.origin.store_id] = held
+        if has_moved:
+            self._tell(held.origin.store_id, News("change", held.acknowledged_change))
+
+    def _tell(self, origin_id: str, news: News) -> None:
+        self._news.append((origin_id, news))
+        self._has_news.notify_all()
+
+    def _news_after(self, seen: int, seconds: float) -> list[tuple[str, News]]:
+        with self._has_news:
+            self._has_news.wait_for(lambda: len(self._news) > seen, seconds)
+            return self._news[seen:]
 
 
 def _page(held: _Held, table: Table, after: int | None) -> Page:
@@ -174,6 +193,16 @@ def _page(held: _Held, table: Table, after: int | None) -> Page:
         if name == table.name and after is not None and change > since
     ]
     return Page(table, rows, deleted)
+
+
+class _MemoryWatch:
+    def __init__(self, hub: MemoryHub, origin_id: str, seen: int) -> None:
+        self._hub, self._origin_id, self._seen = hub, origin_id, seen
+
+    def wait(self, seconds: float) -> list[News]:
+        found = self._hub._news_after(self._seen, seconds)  # noqa: SLF001
+        self._seen += len(found)
+        return [news for origin_id, news in found if origin_id == self._origin_id]
 
 
 class _MemoryPush:
@@ -221,5 +250,6 @@ class _MemoryPush:
                 token=token,
                 rows=rows,
                 tombstones=tombstones,
-            )
+            ),
+            has_moved=bool(self._rows),
         )

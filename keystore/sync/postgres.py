@@ -19,6 +19,7 @@ from keystore.errors import SchemaVersionError, TargetNotReadyError
 from keystore.sync.hub_connection import HubConnection, hub_errors
 from keystore.sync.hub_push import HubPush, digests_of, pages_of
 from keystore.sync.hub_rows import copy_in, copy_out, fill, wire_types
+from keystore.sync.hub_watch import HubWatch
 from keystore.sync.protocols import CheckIn, Origin, Pull, Revocation, TargetState, Usage
 from keystore.tables import BY_NAME, TRACKED, Table
 
@@ -183,6 +184,10 @@ class PostgresHub(HubConnection):
         with hub_errors(), self.conn.transaction():
             self._claim(who.store_id, who.origin_id)
             return bool(self.rows("check_in", **asdict(who), last=last, token=token))
+
+    def watch(self, origin_id: str) -> HubWatch:
+        """Listen for news; see :class:`keystore.sync.protocols.Hub`."""
+        return HubWatch(self, origin_id)
 
     def _claim(self, store_id: str, origin_id: str) -> None:
         """Make a replica's id this role's own, where roles are told apart at all."""

@@ -174,6 +174,27 @@ class CheckIn:
     seen_revocation: int
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a hub tells of an origin: the ``number`` of its latest ``change`` or ``revocation``."""
+
+    kind: str
+    number: int
+
+
+class Watch(Protocol):
+    """An ear at a hub, for one origin, from the moment it was opened."""
+
+    def wait(self, seconds: float) -> Sequence[News]:
+        """Return what has come since the last call; wait up to ``seconds`` if that is nothing.
+
+        News may be lost when a connection is: whoever opens a watch looks at everything once.
+
+        Raises:
+            TargetUnavailableError: the hub is gone.
+        """
+
+
 class Hub(Protocol):
     """Where usage goes, revocations come from, and replicas say what they have."""
 
@@ -202,6 +223,9 @@ class Hub(Protocol):
         older than ``last`` was left by a hub that was put back, and is accepted. Tokens are UUIDs
         of version 7, so that they have an order.
         """
+
+    def watch(self, origin_id: str) -> Watch:
+        """Listen for pushes of an origin that moved rows, and for revocations of its keys."""
 
 
 class Target(Protocol):

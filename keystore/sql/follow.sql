@@ -1,0 +1,13 @@
+-- What keystore.sync.follow asks of the store.
+
+-- name: data_version
+-- Changes with every commit of another connection, in this process or any other.
+PRAGMA data_version;
+
+-- name: waiting
+-- What a target has acknowledged (nothing, if it is not known yet), and what the store holds. By the
+-- URL only as long as the target has not said who it is: another process may find it at another one.
+SELECT coalesce(max(acknowledged_change), 0), coalesce(max(acknowledged_usage), 0),
+       (SELECT coalesce(max(usage_id), 0) FROM UsageLog)
+FROM SyncTargets
+WHERE target_id = :target_id OR (:target_id IS NULL AND url = :url);

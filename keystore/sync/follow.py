@@ -1,0 +1,303 @@
+"""Keeps a store and one target in step, until it is told to stop.
+
+Three things wake it: a commit to the file by anybody (``PRAGMA data_version``, on a connection that
+never writes: its own commits would not show), the hub's news, and the clock as a backstop. What it
+then does is what `keystore sync` does. So a notification that is lost costs time and nothing else.
+
+An idle follower sends a hub about ten statements per poll and nothing in between.
+"""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from keystore import changelog, clock, sql
+from keystore.db import StoreFile, open_store, scalar
+from keystore.errors import (
+    CompactedLogError,
+    ExpiredRepositoryError,
+    IncompleteStateError,
+    KeystoreError,
+    StaleTargetError,
+    StoreBusyError,
+    StoreNotFoundError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+)
+from keystore.sync import exchange, targets
+from keystore.sync.engine import Report
+from keystore.sync.protocols import News, Target
+
+POLL_SECONDS = 30.0
+"""How often everything is looked at, whether or not there was news."""
+PUBLISH_SECONDS = 600.0
+"""The same where an origin publishes files: each publication leaves two small files for good."""
+TICK_SECONDS = 0.1
+"""How often the file is asked whether anybody has committed; 2 µs each."""
+USAGE_SECONDS = 1.0
+"""How often usage goes up at most: a busy edge commits some all the time."""
+LONGEST_BACKOFF_SECONDS = 60.0
+
+PASSING = (
+    CompactedLogError,
+    ExpiredRepositoryError,
+    IncompleteStateError,
+    StaleTargetError,
+    StoreBusyError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+)
+"""Errors that may be gone at the next attempt, without anybody doing anything here."""
+
+_MANY_FAILURES = 7
+_Q = sql.named("follow")
+
+
+class Opener(Protocol):
+    """Opens a target for the length of a block; :func:`keystore.sync.targets.opened` does."""
+
+    def __call__(
+        self, target: str, *, file: StoreFile, keys: Path | None, root: bytes | None
+    ) -> AbstractContextManager[Target]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a store and a target are apart, as far as this side knows.
+
+    ``as_of_change`` is the origin's change that both have. ``age_seconds`` is how old a replica's
+    data are, ``None`` at an origin. ``changes`` have not arrived: at the target, if this is the
+    origin; here, if this is a replica, of those that the hub has told of. ``usage`` is the number
+    of usage rows that wait here.
+    """
+
+    as_of_change: int | None
+    age_seconds: int | None
+    changes: int
+    usage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to tell an operator.
+
+    ``kind`` is ``following`` after the first round, ``synced`` after a round that moved something,
+    ``lost`` with the ``error`` when rounds began to fail (or fail otherwise now), and ``back`` when
+    they succeed again.
+    """
+
+    kind: str
+    report: Report
+    lag: Lag
+    error: KeystoreError | None = None
+
+
+def backoff(failures: int, share: float) -> float:
+    """Return how long to wait after so many failures in a row, in seconds.
+
+    The longest is 1 s after the first, then twice as long each time, up to a minute; of that the
+    ``share``, 0 to 1, which is to be random: a fleet must not come back all at once.
+    """
+    return share * min(LONGEST_BACKOFF_SECONDS, 2.0 ** (min(failures, _MANY_FAILURES) - 1))
+
+
+class Follower:
+    """Follows one target with a connection of its own to the file; runs in a thread of its own.
+
+    Args:
+        path: the store's file. If another file takes its place, that one is followed.
+        target: the target's URL.
+        on_event: called in the follower's thread.
+        usage_only: only hand usage up.
+        keys: see :func:`keystore.sync.targets.opened`; ``root`` too, which counts for the first
+            round and is remembered from then on.
+        poll: seconds between two full rounds when there is no news.
+        gives_up: whether an error that will not pass by itself ends :meth:`run`. If not, it is
+            tried again as well, rarely.
+        opened: opens the target.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        target: str,
+        on_event: Callable[[Event], None],
+        *,
+        usage_only: bool = False,
+        keys: Path | None = None,
+        root: bytes | None = None,
+        poll: float = POLL_SECONDS,
+        gives_up: bool = True,
+        opened: Opener = targets.opened,
+    ) -> None:
+        self.target = targets.redacted(targets.normalized(target))
+        self._path, self._url, self._on_event = path, target, on_event
+        self._usage_only, self._keys, self._root = usage_only, keys, root
+        self._poll, self._gives_up, self._opened = poll, gives_up, opened
+        self._stop = threading.Event()
+        self._hands_up = False
+        self._has_begun = False
+        self._failures = 0
+        self._lost: str | None = None
+        self._announced = 0
+        self._has_hub = True
+        self._target_id: str | None = None
+        self._lag = Lag(None, None, 0, 0)
+
+    def stop(self, *, hand_up: bool = False) -> None:
+        """Let :meth:`run` return soon; with ``hand_up``, after a last attempt to bring all there.
+
+        A round that is under way is finished first. Not for signal handlers.
+        """
+        self._hands_up = hand_up
+        self._stop.set()
+
+    def run(self) -> None:
+        """Follow until :meth:`stop`.
+
+        Raises:
+            KeystoreError: one that will not pass by itself.
+        """
+        while not self._stop.is_set():
+            self._attempt(self._session)
+        if self._hands_up:
+            self._attempt(self._hand_up_last)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            if self._gives_up and not isinstance(error, PASSING):
+                raise
+            passes = isinstance(error, PASSING)
+            self._failures = self._failures + 1 if passes else _MANY_FAILURES
+            self._tell_loss(_as_ours(error))
+            self._stop.wait(backoff(self._failures, random.random()))  # noqa: S311 - no secret
+
+    def _session(self) -> None:
+        """Follow on one connection, until told to stop or the file is replaced."""
+        identity = _identity(self._path)
+        with (
+            open_store(self._path) as file,
+            open_store(self._path) as eye,
+            self._opened(self._url, file=file, keys=self._keys, root=self._root) as target,
+        ):
+            info = file.info()
+            known = target.hub or target.source or target.sink
+            self._has_hub = target.hub is not None
+            self._target_id = None if known is None else known.target_id
+            self._announced = 0
+            poll = self._poll
+            if info.is_origin and not self._has_hub:
+                poll = max(poll, PUBLISH_SECONDS)
+            # Before the first round, so that what it does not bring is heard of.
+            watch = target.hub.watch(info.origin_id) if target.hub else None
+            rounds, poll_at, usage_at = 0, 0.0, 0.0
+            is_called, seen = False, None
+            while not self._stop.is_set() and _identity(self._path) == identity:
+                with eye.errors():
+                    version = scalar(eye.conn, _Q["data_version"])
+                if version != seen:
+                    seen, self._lag = version, self._look(file)
+                now = time.monotonic()
+                if is_called or now >= poll_at or (info.is_origin and self._lag.changes):
+                    if rounds and target.hub is None:
+                        return  # a repository is opened anew, with what is remembered of it
+                    self._round(file, target)
+                    rounds, is_called, seen = rounds + 1, False, None
+                    poll_at, usage_at = time.monotonic() + poll, time.monotonic() + USAGE_SECONDS
+                elif target.hub and self._lag.usage and now >= usage_at:
+                    self._round(file, target, whole=False)
+                    usage_at, seen = time.monotonic() + USAGE_SECONDS, None
+                if watch is None:
+                    self._stop.wait(TICK_SECONDS)
+                else:
+                    for news in watch.wait(TICK_SECONDS):
+                        is_called |= self._concerns(file, news)
+
+    def _hand_up_last(self) -> None:
+        with open_store(self._path) as file:
+            lag = self._look(file)
+            if lag.usage or (file.info().is_origin and lag.changes):
+                with self._opened(self._url, file=file, keys=self._keys, root=self._root) as target:
+                    self._round(file, target)
+
+    def _round(self, file: StoreFile, target: Target, *, whole: bool = True) -> None:
+        report = Report(self.target)
+        if whole:
+            targets.sync_opened(file, target, report, usage_only=self._usage_only)
+        elif target.hub is not None:
+            exchange.hand_up_usage(
+                file, target.hub, self.target, report, usage_only=self._usage_only
+            )
+        self._root, self._failures = None, 0
+        self._lag = self._look(file)
+        was_lost, self._lost = self._lost, None
+        has_begun, self._has_begun = self._has_begun, True
+        if was_lost:
+            self._on_event(Event("back", report, self._lag))
+        elif not has_begun:
+            self._on_event(Event("following", report, self._lag))
+        elif report.pushed or report.pulled or report.usage or report.revocations:
+            self._on_event(Event("synced", report, self._lag))
+
+    def _concerns(self, file: StoreFile, news: News) -> bool:
+        """Whether a round is due because of the hub's news."""
+        if news.kind == "revocation":
+            return True
+        info = file.info()
+        if news.kind != "change" or info.is_origin or self._usage_only:
+            return False
+        self._announced = max(self._announced, news.number)
+        return news.number > (info.as_of_change or 0)
+
+    def _look(self, file: StoreFile) -> Lag:
+        """Ask the store, not the target, what waits."""
+        info = file.info()
+        where = {"target_id": self._target_id, "url": self.target}
+        with file.read() as conn:
+            head = changelog.head(conn)
+            change, handed_up, used = conn.execute(_Q["waiting"], where).fetchone()
+        usage = max(0, used - handed_up) if self._has_hub else 0
+        if info.is_origin:
+            changes = 0 if self._usage_only else max(0, head - change)
+            return Lag(change, None, changes, usage)
+        age = None
+        if info.as_of_at is not None:
+            age = max(0, int(time.time() - clock.seconds(info.as_of_at)))
+        behind = max(0, self._announced - (info.as_of_change or 0))
+        return Lag(info.as_of_change, age, behind, usage)
+
+    def _tell_loss(self, error: KeystoreError) -> None:
+        """Tell of an error once, and again only if it becomes another one."""
+        if error.code == self._lost:
+            return
+        self._lost = error.code
+        # (if it is the store that is lost, what was known of it last)
+        with suppress(KeystoreError), open_store(self._path) as file:
+            self._lag = self._look(file)
+        self._on_event(Event("lost", Report(self.target), self._lag, error))
+
+
+def _as_ours(error: Exception) -> KeystoreError:
+    if isinstance(error, KeystoreError):
+        return error
+    return KeystoreError(f"{type(error).__name__}: {error}.", hint="Please report this.")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another that takes its place: device and inode."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - ten times a second
+    except OSError as error:
+        raise StoreNotFoundError(
+            f"{path}: {error.strerror}.",
+            hint="`keystore init` makes an origin, `keystore replicate` a replica.",
+        ) from error
+    return found.st_dev, found.st_ino
