@@ -17,7 +17,7 @@ from keystore.db import open_store
 from keystore.sync import targets
 from keystore.sync.follow import POLL_SECONDS, Event, Follower, Lag
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
 """How long a round that is under way may take when the process is to end; a kill harms nothing."""
 
 _MOVED = (
@@ -149,7 +149,8 @@ def _printer() -> Callable[[Event], None]:
 
 
 def _as_json(event: Event) -> dict[str, object]:
-    said: dict[str, object] = {"event": event.kind} | asdict(event.report) | asdict(event.lag)
+    said: dict[str, object] = {"event": event.kind, **asdict(event.report)}
+    said["lag"] = asdict(event.lag)
     if event.error is not None:
         said["error"] = {"code": event.error.code, "message": event.error.message}
     return said
