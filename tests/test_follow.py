@@ -442,7 +442,7 @@ def test_a_payload_that_is_none_of_ours_is_no_news(store: Store, hub_url: str) -
     hub = PostgresHub(hub_url)
     watch = hub.watch(store.info.store_id)
     channel = f"keystore_{store.info.store_id.replace('-', '')}"
-    for payload in ("", "change", "change x", "change -1", "change 5"):
+    for payload in ("", "change", "change x", "change -1", "change " + "9" * 7000, "change 5"):
         hub.conn.execute("SELECT pg_notify(%s, %s)", (channel, payload))
     assert [news for _ in range(50) for news in watch.wait(0.02)] == [News("change", 5)]
     hub.close()
