@@ -28,7 +28,7 @@ class HubWatch:
     def wait(self, seconds: float) -> list[News]:
         """Return what has come; see :class:`keystore.sync.protocols.Watch`.
 
-        Not by ``Connection.notifies()``: that takes ten times the CPU, ten times a second.
+        Not by ``Connection.notifies()``: that takes several times the CPU, ten times a second.
         """
         with hub_errors():
             if not self._payloads:
