@@ -1,6 +1,7 @@
 """Commands of the edge: check, serve."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -98,10 +99,12 @@ def serve(db_path: Path, host: str, port: int, sync_with: str | None, usage_to: 
     """
     from keystore.http.server import run
 
+    ready = show
     with ExitStack() as ends:
         if sync_with or usage_to:
             from keystore.cli.follow import following
 
+            ready = partial(show_line, as_json=wants_json())  # one line each, as what follows
             ends.enter_context(following(db_path, sync_with, usage_to))
         # Closed first, which flushes its usage; then that is handed up.
         validator = ends.enter_context(Validator(db_path))
@@ -109,9 +112,7 @@ def serve(db_path: Path, host: str, port: int, sync_with: str | None, usage_to: 
             validator,
             host,
             port,
-            on_ready=lambda url: show_line(
-                {"url": url}, f"Serving {db_path} at {url}/check", as_json=wants_json()
-            ),
+            on_ready=lambda url: ready({"url": url}, f"Serving {db_path} at {url}/check"),
         )
 
 
