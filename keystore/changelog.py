@@ -63,6 +63,11 @@ def since(conn: "sqlite3.Connection", after: int, limit: int = -1) -> Iterator[C
         yield Change(*row)
 
 
+def count(conn: "sqlite3.Connection") -> int:
+    """Return how many rows the log has."""
+    return int(scalar(conn, _Q["count"]))
+
+
 def count_records(conn: "sqlite3.Connection", table: Table) -> int:
     """Return how many rows a tracked table holds."""
     return int(scalar(conn, _fill("count_records", table)))

@@ -11,14 +11,14 @@ from keystore.errors import InvalidInputError, UnsupportedTargetError
 from keystore.sync import targets
 from keystore.sync.engine import Report
 
-_root_option = click.option(
+root_option = click.option(
     "--root",
     "root_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Signed files: the root file to trust; needed once, then remembered.",
 )
-_keys_option = click.option(
+keys_option = click.option(
     "--keys",
     "keys_path",
     type=click.Path(path_type=Path),
@@ -36,8 +36,14 @@ _keys_option = click.option(
     metavar="TARGET",
     help="Hand usage to this hub; for a replica that gets its keys from files.",
 )
-@_keys_option
-@_root_option
+@click.option(
+    "--reconcile",
+    is_flag=True,
+    help="This copy of the origin is the one that counts (after a restore): replace what another "
+    "copy has pushed.",
+)
+@keys_option
+@root_option
 @store_options
 def sync(
     db_path: Path,
@@ -45,6 +51,7 @@ def sync(
     usage_to: str | None,
     keys_path: Path | None,
     root_path: Path | None,
+    reconcile: bool,
 ) -> None:
     """Sync the store with TARGET: an origin pushes, a replica pulls and hands its usage up.
 
@@ -64,8 +71,9 @@ def sync(
                 file,
                 target,
                 usage_to=usage_to,
-                keys=keys_path or _default_keys(db_path),
-                root=_read(root_path),
+                keys=signing_keys(keys_path, db_path),
+                root=read_root(root_path),
+                reconcile=reconcile,
                 on_report=reports.append,
             )
     finally:  # what was done is said, even if another target failed
@@ -83,7 +91,7 @@ def sync(
     metavar="UUID",
     help="Which of a hub's origins to mirror.",
 )
-@_root_option
+@root_option
 @json_option
 def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: Path | None) -> None:
     """Make a replica of TARGET's origin at PATH, complete with its first pull.
@@ -94,7 +102,7 @@ def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: P
       keystore replicate https://cdn.example.org/keys edge.db --root 1.root.json
     """
     origin = str(origin_id) if origin_id else None
-    report = targets.replicate(target, path, origin_id=origin, root=_read(root_path))
+    report = targets.replicate(target, path, origin_id=origin, root=read_root(root_path))
     show(report, f"Made replica {path}. {_sentence(report)}")
 
 
@@ -142,7 +150,7 @@ def repo() -> None:
 
 @repo.command("create")
 @click.argument("target")
-@_keys_option
+@keys_option
 @db_option
 @json_option
 def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
@@ -169,7 +177,7 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
             hint="Use file:///… or a path.",
         )
     folder = Folder(path_of(url))
-    keys = keys_path or _default_keys(db_path)
+    keys = signing_keys(keys_path, db_path)
     root = repository.create(folder, keys)
     show(
         {"root": str(root), "keys": str(keys), "url": url},
@@ -180,11 +188,13 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
     )
 
 
-def _default_keys(db_path: Path) -> Path:
-    return db_path.with_name(db_path.name + ".keys")
+def signing_keys(keys_path: Path | None, db_path: Path) -> Path:
+    """Return the folder with a repository's keys."""
+    return keys_path or db_path.with_name(db_path.name + ".keys")
 
 
-def _read(path: Path | None) -> bytes | None:
+def read_root(path: Path | None) -> bytes | None:
+    """Read the root file to trust."""
     if path is None:
         return None
     try:
@@ -200,6 +210,10 @@ def _sentence(report: Report) -> str:
     done = []
     if report.pushed is not None:
         done.append(f"pushed {plural(report.pushed, 'record')}")
+    if report.reconciled is not None:
+        done.append(f"reconciled {plural(report.reconciled, 'record')}")
+    if report.revocations:
+        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pulled is not None:
         done.append(f"pulled {plural(report.pulled, 'record')}")
     if report.usage is not None:

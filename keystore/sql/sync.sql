@@ -12,6 +12,12 @@ SELECT 1 FROM SyncTargets WHERE target_id = ? AND url = ? AND usage_only <= ?;
 -- name: targets
 SELECT url, usage_only FROM SyncTargets WHERE url IS NOT NULL ORDER BY sync_target_id;
 
+-- name: holds
+SELECT url, acknowledged_change, synced_at IS NOT NULL AND synced_at > datetime('now', :seconds)
+FROM SyncTargets
+WHERE url IS NOT NULL AND NOT usage_only
+ORDER BY url;
+
 -- name: source_state
 SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
 

@@ -112,7 +112,10 @@ def push(
                     "on with, add --reconcile. Nothing was changed.",
                 )
             report.reconciled = _reconcile(file, session)
-        reader = Reader(file, _start(file, session.state))
+        after = _start(file, session.state)
+        if after is None:
+            session.start_over()
+        reader = Reader(file, after)
         token = str(uuid.uuid4())
         report.pushed = _send(reader, session, on_progress)
         reached("push.sent")

@@ -37,6 +37,9 @@ class HubPush:
         where = {"store_id": self._origin.store_id}
         return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
 
+    def start_over(self) -> None:
+        """Nothing to prepare: rows that are the same already are left alone."""
+
     def send(self, page: Page) -> None:
         """Stage one page in temporary tables."""
         conn, table, name = self._hub.conn, page.table, page.table.name

@@ -196,6 +196,9 @@ class _MemoryPush:
             highest[name] = max(record_id, highest.get(name, 0))
         return highest
 
+    def start_over(self) -> None:
+        """Nothing to prepare: the commit removes what was not sent."""
+
     def send(self, page: Page) -> None:
         name = page.table.name
         self._rows.update({(name, int(row[0] or 0)): row for row in page.rows})

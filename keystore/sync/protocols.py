@@ -62,6 +62,9 @@ class PushSession(Protocol):
     def highest_ids(self) -> PageCounts:
         """Return the highest id that the target has ever seen, by table name; absent is 0."""
 
+    def start_over(self) -> None:
+        """Be told that the pages to come are everything; ``counts`` will say so at the end."""
+
     def send(self, page: Page) -> None:
         """Take one page; nothing of it is visible before the commit."""
 

@@ -20,8 +20,10 @@ from keystore.errors import (
     WrongRoleError,
 )
 from keystore.sync import engine, exchange
+from keystore.sync import verify as verification
 from keystore.sync.engine import Report
 from keystore.sync.protocols import Target
+from keystore.sync.verify import Verification
 
 if TYPE_CHECKING:
     from keystore.sync.hub_admin import HubAdmin
@@ -314,6 +316,34 @@ def sync_opened(
     if hub is not None:
         exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
         exchange.check_in(file, hub)
+
+
+def verify(
+    file: StoreFile,
+    target: str,
+    *,
+    repair: bool = False,
+    keys: Path | None = None,
+    root: bytes | None = None,
+) -> Verification:
+    """Compare a store with a target; see :func:`keystore.sync.verify.verify`.
+
+    A repair at an origin pushes what differs.
+    """
+    url = redacted(normalized(target))
+    with opened(target, file=file, keys=keys, root=root) as opened_target:
+        source = opened_target.source
+        if source is None:
+            raise InvalidInputError(
+                f"{url}: whose signatures are to be trusted is not known.",
+                hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+            )
+        found = verification.verify(file, source, url, repair=repair)
+        if found.repaired and file.info().is_origin:
+            if opened_target.sink is None:
+                raise WrongRoleError(f"{url} cannot be written from here.", hint="Pass --keys.")
+            engine.push(file, opened_target.sink, url, Report(url))
+    return found
 
 
 def _missing_extra(extra: str, error: ImportError) -> UnsupportedTargetError:
