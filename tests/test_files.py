@@ -219,9 +219,8 @@ def test_a_snapshot_that_does_not_add_up_is_not_applied(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signed by the right key, and wrong all the same: a bug at the publisher."""
-    from keystore.sync import files
 
-    whole = files.pages_of
+    whole = snapshot.pages_of
 
     def all_but_the_last(path: Path) -> list[Page]:
         return list(whole(path))[:-1]
@@ -229,7 +228,7 @@ def test_a_snapshot_that_does_not_add_up_is_not_applied(
     site.store.add_plan("new")
     site.publish()
     with monkeypatch.context() as patch, pytest.raises(IncompleteStateError):
-        patch.setattr(files, "pages_of", all_but_the_last)
+        patch.setattr("keystore.sync.files.pages_of", all_but_the_last)
         site.pull()
     site.pull()
 

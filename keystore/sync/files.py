@@ -39,6 +39,7 @@ from keystore.sync.snapshot import (
     announcement,
     fill,
     pack,
+    pages_of,
     unpack,
 )
 from keystore.tables import TRACKED
