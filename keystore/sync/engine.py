@@ -18,7 +18,7 @@ from pathlib import Path
 
 from keystore import changelog, db, migrate, sql
 from keystore._version import __version__
-from keystore.changelog import Page, Reader, Record
+from keystore.changelog import Page, Reader
 from keystore.db import StoreFile
 from keystore.errors import ForkedStoreError, WrongRoleError
 from keystore.failpoint import reached
@@ -247,14 +247,16 @@ def _reconcile(file: StoreFile, session: PushSession) -> int:
         with file.write() as conn:
             changelog.distrust(conn)
         return 0
-    buckets = digest.differing(digest.digest_store(file), theirs)
-    records: set[Record] = set(session.records(buckets))
-    with file.write() as conn:
-        for table, first, last in digest.ranges(buckets):
-            rows = changelog.records_of(conn, table, first, last)
-            records |= {(table.name, int(row[0] or 0)) for row in rows}
-        changelog.log_records(conn, sorted(records))
-    return len(records)
+    count = 0
+    for buckets in digest.batches(digest.differing(digest.digest_store(file), theirs)):
+        their_rows = digest.rows_by_record(session.bucket_pages(buckets))
+        with file.read() as conn:
+            our_rows = digest.rows_of_buckets(conn, buckets)
+        records = sorted(record for record, _, _ in digest.compare(our_rows, their_rows))
+        with file.write() as conn:
+            changelog.log_records(conn, records)
+        count += len(records)
+    return count
 
 
 def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -> None:

@@ -21,7 +21,7 @@ from tuf.ngclient import Updater
 from urllib3.exceptions import HTTPError
 
 from keystore import db
-from keystore.changelog import Page, Record
+from keystore.changelog import Page
 from keystore.errors import (
     ExpiredRepositoryError,
     ForeignOriginError,
@@ -141,7 +141,7 @@ class _FilePush:
         self._path.unlink(missing_ok=True)
         self._conn, self._starts_over = None, True
 
-    def records(self, _: Collection[Bucket]) -> Iterator[Record]:
+    def bucket_pages(self, _: Collection[Bucket]) -> Iterator[Page]:
         return iter(())
 
     def highest_ids(self) -> PageCounts:

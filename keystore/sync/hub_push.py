@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 
 import psycopg
 
-from keystore.changelog import Page, Record
+from keystore.changelog import Page
 from keystore.errors import IncompleteStateError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
@@ -27,10 +27,9 @@ class HubPush:
         """Digest what the hub holds of this origin, in SQL."""
         return digests_of(self._hub, self._origin.store_id)
 
-    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
-        """Name the records that the hub holds in some buckets."""
-        for page in pages_of(self._hub, self._origin.store_id, buckets):
-            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        """Yield the rows that the hub holds in some buckets."""
+        yield from pages_of(self._hub, self._origin.store_id, buckets)
 
     def highest_ids(self) -> PageCounts:
         """Return the highest ids that the hub has ever seen, tombstones included."""

@@ -186,9 +186,8 @@ class _MemoryPush:
     def digests(self) -> Buckets:
         return self._held.digests()
 
-    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
-        for page in self._held.bucket_pages(buckets):
-            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        yield from self._held.bucket_pages(buckets)
 
     def highest_ids(self) -> PageCounts:
         highest: dict[str, int] = {}

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from keystore.changelog import Page, Record
+from keystore.changelog import Page
 from keystore.sync.digest import Bucket, Buckets
 
 PageCounts = Mapping[str, int]
@@ -56,8 +56,8 @@ class PushSession(Protocol):
     def digests(self) -> Buckets | None:
         """Digest what the target holds of this origin; ``None`` where that is not worth it."""
 
-    def records(self, buckets: Collection[Bucket]) -> Iterable[Record]:
-        """Name the records that the target holds in some buckets."""
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        """Yield the rows that the target holds in some buckets."""
 
     def highest_ids(self) -> PageCounts:
         """Return the highest id that the target has ever seen, by table name; absent is 0."""
