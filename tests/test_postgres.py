@@ -185,3 +185,33 @@ def test_a_failed_pull_leaves_the_replica_and_the_connection_usable(
         engine.pull(file, hub, hub_url, report)
         assert report.pulled == 1
     hub.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("UPDATE Plans SET created_at = '2026-99-99 00:00:00' WHERE plan_id = 3", "Plans 3 .*created_at"),
+        ("UPDATE Plans SET name = CAST(x'610062' AS TEXT) WHERE plan_id = 3", "Plans 3 .*NUL"),
+        ("UPDATE Plans SET max_staleness_seconds = 'soon' WHERE plan_id = 3", "Plans 3 .*number"),
+        ("UPDATE APIKeys SET account_id = 1.5", "APIKeys 1 .*number"),
+    ],
+)
+def test_a_row_that_cannot_be_pushed_is_named_and_nothing_is_pushed(
+    hub_url: str, store: Store, damage: str, said: str
+) -> None:
+    push(store, hub_url)
+    store.issue_key("ada@example.org")
+    for number in range(3):
+        store.add_plan(f"plan {number}")
+    store.file.conn.execute("PRAGMA ignore_check_constraints = ON")
+    store.file.conn.execute("PRAGMA foreign_keys = OFF")
+    store.file.conn.execute(damage)
+    with pytest.raises(TargetError, match=said):
+        push(store, hub_url)
+    with psycopg.connect(hub_url) as conn:
+        assert conn.execute("SELECT count(*) FROM keystore.plans").fetchone() == (1,)
+    store.file.conn.execute("DELETE FROM Plans WHERE plan_id = 3")
+    store.file.conn.execute("UPDATE APIKeys SET account_id = 1")
+    store.file.conn.execute("PRAGMA ignore_check_constraints = OFF")
+    push(store, hub_url)
+    assert_hub_equals(hub_url, store)

@@ -53,7 +53,7 @@ class HubPush:
             self._hub.rows("forget_incoming_deleted", name=name, ids=ids)
         try:
             copy_in(conn, fill("copy_incoming", table), wire_types(table), page.rows)
-        except psycopg.Error:
+        except (psycopg.Error, TypeError, ValueError):  # a value that the driver cannot write
             refuse_misfits(table, page.rows)
             raise
         if page.deleted:
