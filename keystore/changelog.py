@@ -162,6 +162,8 @@ class Reader:
         self.up_to = 0
         self.as_of_at = ""
         self.counts: dict[str, int] | None = None
+        self.expected: int | None = None
+        """Records to come, as far as the first round can tell; ``None`` before it."""
 
     def __iter__(self) -> Iterator[Page]:
         with self._file.errors():
@@ -170,13 +172,17 @@ class Reader:
         if after is None:
             with self._file.read() as conn:
                 after = head(conn)
+                self.expected = sum(count_records(conn, table) for table in TRACKED)
             for table in TRACKED:
                 yield from (Page(table, rows) for rows in self._windows("all_records", table))
             repeats = True
         while True:
             with self._file.read() as conn:
                 self.as_of_at, self.up_to = utc_text(), head(conn)
-                is_last = self._fill_pending(conn, after) <= self._page_size
+                pending = self._fill_pending(conn, after)
+                if self.expected is None:
+                    self.expected = pending
+                is_last = pending <= self._page_size
                 final = [
                     (t, self._window(conn, "pending_records", t, 0)) for t in TRACKED if is_last
                 ]

@@ -190,7 +190,10 @@ def test_a_failed_pull_leaves_the_replica_and_the_connection_usable(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("UPDATE Plans SET created_at = '2026-99-99 00:00:00' WHERE plan_id = 3", "Plans 3 .*created_at"),
+        (
+            "UPDATE Plans SET created_at = '2026-99-99 00:00:00' WHERE plan_id = 3",
+            "Plans 3 .*created_at",
+        ),
         ("UPDATE Plans SET name = CAST(x'610062' AS TEXT) WHERE plan_id = 3", "Plans 3 .*NUL"),
         ("UPDATE Plans SET max_staleness_seconds = 'soon' WHERE plan_id = 3", "Plans 3 .*number"),
         ("UPDATE APIKeys SET account_id = 1.5", "APIKeys 1 .*number"),

@@ -12,22 +12,19 @@ the target commits, and the target keeps it with the rows. Afterwards
 """
 
 import uuid
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from keystore import changelog, db, migrate, sql
 from keystore._version import __version__
-from keystore.changelog import Page, Reader
+from keystore.changelog import Reader
 from keystore.db import StoreFile
 from keystore.errors import ForkedStoreError, WrongRoleError
 from keystore.failpoint import reached
 from keystore.sync import digest
+from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
 from keystore.sync.replay import fill_draft, replay
-
-OnProgress = Callable[[int], None]
-"""Called with the number of records that have been moved so far."""
 
 _Q = sql.named("sync")
 
@@ -60,10 +57,6 @@ class Bookkeeping:
     last_revocation: str | None
 
 
-def _ignore(_: int) -> None:
-    """Report progress to nobody."""
-
-
 def push(
     file: StoreFile,
     sink: Sink,
@@ -71,7 +64,7 @@ def push(
     report: Report,
     *,
     reconcile: bool = False,
-    on_progress: OnProgress = _ignore,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Bring the target to the origin's present state.
 
@@ -140,7 +133,7 @@ def pull(
     url: str,
     report: Report,
     *,
-    on_progress: OnProgress = _ignore,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Bring a replica to the state that the target holds of its origin.
 
@@ -169,7 +162,7 @@ def replicate(
     report: Report,
     *,
     origin_id: str | None = None,
-    on_progress: OnProgress = _ignore,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Make a replica at ``path``, complete with its first pull, or nothing.
 
@@ -267,11 +260,11 @@ def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -
         )
 
 
-def _send(pages: Iterable[Page], session: PushSession, on_progress: OnProgress) -> int:
+def _send(reader: Reader, session: PushSession, on_progress: OnProgress) -> int:
     sent = 0
-    for page in pages:
+    for page in reader:
         session.send(page)
         sent += len(page.rows) + len(page.deleted)
-        on_progress(sent)
+        on_progress(sent, reader.expected)
         reached("push.page")
     return sent

@@ -9,7 +9,7 @@ may hold orphans that another client left there; refusing them would lose the ch
 A validator denies a key without an account.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from keystore import migrate, sql
 from keystore.db import StoreFile, scalar
 from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetError
 from keystore.failpoint import reached
+from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Pull
 from keystore.tables import TRACKED, Table
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _Q = sql.named("sync")
 
 
-def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[int], None]) -> int:
+def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress = nobody) -> int:
     """Bring the replica to the state of ``pull``; return how many records were written or deleted.
 
     Raises:
@@ -52,7 +53,7 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[i
 
 
 def fill_draft(
-    file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[int], None]
+    file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress = nobody
 ) -> int:
     """Fill the empty draft of a replica with a whole cut; return how many records that were.
 
@@ -68,7 +69,7 @@ def fill_draft(
             for page in pull.pages:
                 conn.executemany(_fill("insert_record", page.table), page.rows)
                 written += len(page.rows)
-                on_progress(written)
+                on_progress(written, _expected(pull))
             for table in TRACKED:
                 _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
             migrate.add_triggers(conn, is_replica=True)
@@ -117,6 +118,10 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
     )
 
 
+def _expected(pull: Pull) -> int | None:
+    return None if pull.counts is None else sum(pull.counts.values())
+
+
 def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
     announced = None if pull.counts is None else pull.counts.get(table.name)
     if found != announced:
@@ -126,7 +131,7 @@ def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
         )
 
 
-def _stage(file: StoreFile, pull: Pull, on_progress: Callable[[int], None]) -> None:
+def _stage(file: StoreFile, pull: Pull, on_progress: OnProgress = nobody) -> None:
     conn, staged = file.conn, 0
     conn.execute(_Q["create_incoming_deleted"])
     conn.execute(_Q["clear_incoming_deleted"])
@@ -139,7 +144,7 @@ def _stage(file: StoreFile, pull: Pull, on_progress: Callable[[int], None]) -> N
             gone = ((page.table.name, record_id) for record_id in page.deleted)
             conn.executemany(_Q["insert_incoming_deleted"], gone)
         staged += len(page.rows) + len(page.deleted)
-        on_progress(staged)
+        on_progress(staged, _expected(pull))
         reached("pull.page")
 
 

@@ -22,6 +22,7 @@ from keystore.errors import (
 from keystore.sync import engine, exchange
 from keystore.sync import verify as verification
 from keystore.sync.engine import Report
+from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Target
 from keystore.sync.verify import Verification
 
@@ -189,7 +190,7 @@ def sync(
     root: bytes | None = None,
     reconcile: bool = False,
     on_report: Callable[[Report], None] = lambda _: None,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> list[Report]:
     """Sync a store by its role: an origin pushes, a replica pulls, both hand their usage up.
 
@@ -252,7 +253,7 @@ def replicate(
     *,
     origin_id: str | None = None,
     root: bytes | None = None,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> Report:
     """Make a replica at ``path`` from a target; see :func:`keystore.sync.engine.replicate`."""
     url = redacted(normalized(target))
@@ -280,7 +281,7 @@ def sync_opened(
     *,
     usage_only: bool = False,
     reconcile: bool = False,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Sync a store with an open target, by the store's role; ``report`` tells what was done.
 

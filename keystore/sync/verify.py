@@ -163,7 +163,7 @@ def _repair(
         as_of_at=info.as_of_at or cut.as_of_at,
         source_state=None,
     )
-    replay(file, mended, source.target_id, lambda _: None)
+    replay(file, mended, source.target_id)
 
 
 def _named(page: Page) -> Iterator[Record]:
