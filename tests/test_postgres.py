@@ -8,7 +8,12 @@ import pytest
 
 from keystore import Store
 from keystore.db import open_store
-from keystore.errors import SchemaVersionError, TargetError, TargetNotReadyError
+from keystore.errors import (
+    IncompleteStateError,
+    SchemaVersionError,
+    TargetError,
+    TargetNotReadyError,
+)
 from keystore.sync import digest, engine, targets
 from keystore.sync.engine import Report
 from keystore.sync.hub_admin import HubAdmin
@@ -218,3 +223,24 @@ def test_a_row_that_cannot_be_pushed_is_named_and_nothing_is_pushed(
     store.file.conn.execute("PRAGMA ignore_check_constraints = OFF")
     push(store, hub_url)
     assert_hub_equals(hub_url, store)
+
+
+def test_a_hub_that_lost_rows_is_noticed_and_the_last_good_state_stays(
+    hub_url: str, store: Store, tmp_path: Path
+) -> None:
+    push(store, hub_url)
+    path = tmp_path / "replica.db"
+    targets.replicate(hub_url, path)
+    with psycopg.connect(hub_url) as conn:
+        conn.execute("DELETE FROM keystore.accounts")
+        conn.execute("UPDATE keystore.stores SET tombstone_horizon = 1000")
+    with pytest.raises(IncompleteStateError, match="1 Accounts"):
+        targets.replicate(hub_url, tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
+    store.add_plan("new")
+    push(store, hub_url)
+    with open_store(path) as file:
+        before = digest.digest_store(file)
+        with pytest.raises(IncompleteStateError):
+            targets.sync(file, hub_url)
+        assert digest.digest_store(file) == before

@@ -101,6 +101,7 @@ UPDATE keystore.stores SET
     schema_version = %(schema_version)s,
     acknowledged_change = %(acknowledged_change)s,
     push_token = %(push_token)s,
+    record_counts = %(record_counts)s,
     as_of_at = %(as_of_at)s::TIMESTAMPTZ,
     program_version = %(program_version)s,
     seen_revocation = %(seen_revocation)s,
@@ -115,7 +116,7 @@ SELECT store_id::TEXT FROM keystore.stores WHERE as_of_at IS NOT NULL ORDER BY c
 
 -- name: cut
 SELECT s.store_id::TEXT, s.incarnation::TEXT, s.token_prefix, s.schema_version,
-       s.acknowledged_change, left(s.as_of_at::TEXT, 19), s.tombstone_horizon
+       s.acknowledged_change, left(s.as_of_at::TEXT, 19), s.tombstone_horizon, s.record_counts
 FROM keystore.stores AS s
 WHERE s.store_id = %(store_id)s AND s.as_of_at IS NOT NULL;
 

@@ -144,9 +144,6 @@ INSERT INTO {table} ({columns}) VALUES ({marks});
 -- name: count_records
 SELECT count(*) FROM {table};
 
--- name: count_incoming
-SELECT count(*) FROM temp.Incoming{table};
-
 -- name: skip_unchanged
 -- (columns of temporary tables made by CREATE … AS compare in BINARY, e-mail addresses included)
 DELETE FROM temp.Incoming{table} WHERE {id} IN (

@@ -19,11 +19,11 @@ from keystore import changelog, db, migrate, sql
 from keystore._version import __version__
 from keystore.changelog import Reader
 from keystore.db import StoreFile
-from keystore.errors import ForkedStoreError, WrongRoleError
+from keystore.errors import ForkedStoreError, IncompleteStateError, WrongRoleError
 from keystore.failpoint import reached
 from keystore.sync import digest
 from keystore.sync.progress import OnProgress, nobody
-from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
+from keystore.sync.protocols import Origin, Pull, PushSession, Sink, Source, TargetState
 from keystore.sync.replay import fill_draft, replay
 
 _Q = sql.named("sync")
@@ -148,11 +148,22 @@ def pull(
             hint="Make a replica with `keystore replicate`.",
         )
     remember(file, source.target_id, url)
-    with source.pull(info.origin_id, info.as_of_change) as cut:
+    try:
+        cut = _pull_after(file, source, info.as_of_change, report, on_progress)
+    except IncompleteStateError:
+        # Something is missing here or there. If it is here, everything anew mends it.
+        cut = _pull_after(file, source, None, report, on_progress)
+    report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
+    reached("pull.done")
+
+
+def _pull_after(
+    file: StoreFile, source: Source, after: int | None, report: Report, on_progress: OnProgress
+) -> Pull:
+    with source.pull(file.info().origin_id, after) as cut:
         reached("pull.opened")
         report.pulled = replay(file, cut, source.target_id, on_progress)
-        report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
-    reached("pull.done")
+        return cut
 
 
 def replicate(

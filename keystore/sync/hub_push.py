@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from keystore.changelog import Page
 from keystore.errors import IncompleteStateError
@@ -22,6 +23,7 @@ class HubPush:
         self.committed = False
         self._hub, self._origin = hub, origin
         self._staged: dict[Table, bool] = {}
+        self._is_everything = False
 
     def digests(self) -> Buckets:
         """Digest what the hub holds of this origin, in SQL."""
@@ -37,7 +39,10 @@ class HubPush:
         return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
 
     def start_over(self) -> None:
-        """Nothing to prepare: rows that are the same already are left alone."""
+        """Stage every table, so that what is not named is found."""
+        self._is_everything = True
+        for table in TRACKED:
+            self.send(Page(table, []))
 
     def send(self, page: Page) -> None:
         """Stage one page in temporary tables."""
@@ -60,13 +65,9 @@ class HubPush:
             gone = ((name, record_id) for record_id in page.deleted)
             copy_in(conn, fill("copy_incoming_deleted", table), ("text", "int8"), gone)
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         """Merge what was staged; it becomes visible when the block ends."""
         where = {"store_id": self._origin.store_id}
-        if counts is not None:
-            for table in TRACKED:
-                if table not in self._staged:
-                    self.send(Page(table, []))
         if self._staged:
             self._merge(up_to, counts)
             channel, payload = channel_of(self._origin.store_id), f"change {up_to}"
@@ -82,24 +83,25 @@ class HubPush:
             seen_revocation=self._origin.seen_revocation,
             acknowledged_change=up_to,
             push_token=token,
+            record_counts=Jsonb(dict(counts)),
             as_of_at=as_of_at,
         )
         self.committed = True
 
-    def _merge(self, up_to: int, counts: PageCounts | None) -> None:
+    def _merge(self, up_to: int, counts: PageCounts) -> None:
         where: dict[str, object] = {"store_id": self._origin.store_id}
         stamp = where | {"changed_at_id": up_to}
         tables = [table for table in TRACKED if table in self._staged]
-        for table in tables if counts is not None else ():
+        for table in tables if self._is_everything else ():
             self._hub.rows("delete_unnamed", table, **where)
         for table in tables:
             self._upsert(table, stamp)
             self._hub.rows("raise_dead", table, **where)
         for table in reversed(tables):
             self._hub.rows("delete", table, **stamp)
-        for table in tables if counts is not None else ():
+        for table in tables if self._is_everything else ():
             (held,) = self._hub.row("count_rows", table, **where)
-            if counts is not None and held != counts[table.name]:
+            if held != counts[table.name]:
                 raise IncompleteStateError(
                     f"the hub would hold {held} {table.name}, the store has {counts[table.name]}.",
                     hint="Nothing was written; please report this.",

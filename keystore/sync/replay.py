@@ -44,6 +44,8 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
             _refuse_older(file, pull)  # again: another process may have pulled meanwhile
             conn.execute(_Q["begin_replay"])
             written = _apply(file, pull)
+            for table in TRACKED:
+                _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
             _finish(conn, pull, target_id)
         reached("pull.applied")
         for table in TRACKED:
@@ -119,14 +121,15 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
 
 
 def _expected(pull: Pull) -> int | None:
-    return None if pull.counts is None else sum(pull.counts.values())
+    return sum(pull.counts.values()) if pull.is_everything and pull.counts else None
 
 
 def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
-    announced = None if pull.counts is None else pull.counts.get(table.name)
+    """Notice rows that got lost on the way, at the target, or here."""
+    announced = found if pull.counts is None else pull.counts.get(table.name)
     if found != announced:
         raise IncompleteStateError(
-            f"the target announced {announced} {table.name} and sent {found}.",
+            f"the origin has {announced} {table.name}, and from the target there would be {found}.",
             hint="Nothing was changed here; try again.",
         )
 
@@ -150,9 +153,8 @@ def _stage(file: StoreFile, pull: Pull, on_progress: OnProgress = nobody) -> Non
 
 def _apply(file: StoreFile, pull: Pull) -> int:
     conn, written = file.conn, 0
-    if pull.counts is not None:
+    if pull.is_everything:
         for table in TRACKED:
-            _refuse_other_count(pull, table, scalar(conn, _fill("count_incoming", table)))
             # A record that is the same already is left alone: no log row, no eviction.
             written += conn.execute(_fill("delete_absent", table)).rowcount
             conn.execute(_fill("skip_unchanged", table))

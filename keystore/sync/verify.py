@@ -100,7 +100,7 @@ def _whole_cut(
                 hint="Push from the origin to that target first.",
             )
         is_at_cut = after is None or cut.as_of_change == after
-        if not is_at_cut and cut.counts is not None:
+        if not is_at_cut and cut.is_everything:
             raise TargetNotReadyError(
                 f"this replica is at change {after}, the target at {cut.as_of_change}.",
                 hint="Run `keystore sync` first, then compare.",
@@ -159,6 +159,7 @@ def _repair(
         cut,
         pages=pages,
         counts=None,
+        is_everything=False,
         as_of_change=info.as_of_change or 0,
         as_of_at=info.as_of_at or cut.as_of_at,
         source_state=None,
