@@ -19,6 +19,9 @@ SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
 -- Another target answers at this URL now; what was noted of the old one stays, should it return.
 UPDATE SyncTargets SET url = NULL WHERE url = :url AND target_id <> :target_id;
 
+-- name: forget_url
+UPDATE SyncTargets SET url = NULL WHERE url = ?;
+
 -- name: add_target
 INSERT INTO SyncTargets (target_id, url, usage_only) VALUES (:target_id, :url, :usage_only)
 ON CONFLICT (target_id) DO UPDATE SET

@@ -16,6 +16,7 @@ from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
     InvalidInputError,
     KeystoreError,
+    NotFoundError,
     UnsupportedTargetError,
     WrongRoleError,
 )
@@ -242,6 +243,24 @@ def wanted_targets(
             f"{file.path} knows no target yet.", hint="Name one: `keystore sync TARGET`."
         )
     return wanted
+
+
+def forget(file: StoreFile, target: str) -> str:
+    """Take a target off the list that a bare sync goes through; return its URL, without secrets.
+
+    What was noted of it stays: should it return, the next sync goes on from there.
+
+    Raises:
+        NotFoundError: the store does not sync with it.
+    """
+    url = redacted(normalized(target))
+    with file.write() as conn:
+        if not conn.execute(_Q["forget_url"], (url,)).rowcount:
+            raise NotFoundError(
+                f"{file.path} does not sync with {url}.",
+                hint="`keystore status` lists its targets.",
+            )
+    return url
 
 
 def replicate(
