@@ -198,6 +198,8 @@ def _read(path: Path | None) -> bytes | None:
 
 def _sentence(report: Report) -> str:
     done = []
+    if report.revocations:
+        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pushed is not None:
         done.append(f"pushed {plural(report.pushed, 'record')}")
     if report.pulled is not None:

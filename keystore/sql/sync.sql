@@ -57,11 +57,14 @@ WHERE target_id = :target_id;
 INSERT INTO Revocations (api_key, reason, revoked_at) VALUES (:api_key, :reason, :revoked_at)
 ON CONFLICT (api_key) DO NOTHING;
 
+-- name: add_status_revoked
+-- (an operator may have removed it; without it, who has only the origin's rows would hear of nothing)
+INSERT INTO APIKeyStatuses (name, description) SELECT 'revoked', 'stopped for good'
+WHERE NOT EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'revoked');
+
 -- name: revoke_key
--- (an operator may have removed the status; the row in Revocations denies the key all the same)
 UPDATE APIKeys SET status = 'revoked', status_reason = :reason, updated_at = CURRENT_TIMESTAMP
-WHERE api_key = :api_key AND status <> 'revoked'
-  AND EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'revoked');
+WHERE api_key = :api_key AND status <> 'revoked';
 
 -- name: acknowledge_revocations
 UPDATE SyncTargets SET

@@ -166,9 +166,12 @@ def replicate(
     report: Report,
     *,
     origin_id: str | None = None,
+    on_filled: Callable[[StoreFile], None] = lambda _: None,
     on_progress: OnProgress = _ignore,
 ) -> None:
     """Make a replica at ``path``, complete with its first pull, or nothing.
+
+    ``on_filled`` gets the replica before anybody else can see it.
 
     Raises:
         StoreExistsError: something is at ``path``.
@@ -184,6 +187,7 @@ def replicate(
             with db.open_store(draft) as file:
                 remember(file, source.target_id, url)
                 report.pulled = fill_draft(file, cut, source.target_id, on_progress)
+                on_filled(file)
             reached("replicate.filled")
             migrate.publish(draft, path)
         finally:
