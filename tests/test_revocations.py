@@ -244,7 +244,7 @@ def test_the_revocations_of_a_store_only_grow_whatever_a_client_writes(
 ) -> None:
     with store.file.write() as conn:
         conn.execute(
-            "INSERT OR IGNORE INTO Revocations (api_key, revoked_at) VALUES (?, '2026-11-20 12:00:00')",
+            "INSERT INTO Revocations (api_key, revoked_at) VALUES (?, '2026-11-20 12:00:00')",
             (UUID_A,),
         )
     assert complaint in shell(store.file.path, statement.format(b=UUID_B))

@@ -253,7 +253,8 @@ WITH members AS (
     FROM keystore.replicas
 ), aged AS (
     SELECT m.*,
-           greatest(o.acknowledged_change - m.as_of_change, 0) AS behind,
+           CASE WHEN o.as_of_at IS NOT NULL
+                THEN greatest(o.acknowledged_change - m.as_of_change, 0) END AS behind,
            abs(extract(EPOCH FROM now() - m.as_of_at))::FLOAT8 AS age,
            greatest(extract(EPOCH FROM now() - m.last_seen_at), 0)::FLOAT8 AS silent,
            (SELECT count(*) FROM keystore.revocations AS r
