@@ -212,12 +212,12 @@ def read_root(path: Path | None) -> bytes | None:
 
 def _sentence(report: Report) -> str:
     done = []
+    if report.revocations:
+        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pushed is not None:
         done.append(f"pushed {plural(report.pushed, 'record')}")
     if report.reconciled is not None:
         done.append(f"reconciled {plural(report.reconciled, 'record')}")
-    if report.revocations:
-        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pulled is not None:
         done.append(f"pulled {plural(report.pulled, 'record')}")
     if report.usage is not None:

@@ -12,6 +12,7 @@ the target commits, and the target keeps it with the rows. Afterwards
 """
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,9 +174,12 @@ def replicate(
     report: Report,
     *,
     origin_id: str | None = None,
+    on_filled: Callable[[StoreFile], None] = lambda _: None,
     on_progress: OnProgress = nobody,
 ) -> None:
     """Make a replica at ``path``, complete with its first pull, or nothing.
+
+    ``on_filled`` gets the replica before anybody else can see it.
 
     Raises:
         StoreExistsError: something is at ``path``.
@@ -191,6 +195,7 @@ def replicate(
             with db.open_store(draft) as file:
                 remember(file, source.target_id, url)
                 report.pulled = fill_draft(file, cut, source.target_id, on_progress)
+                on_filled(file)
             reached("replicate.filled")
             migrate.publish(draft, path)
         finally:

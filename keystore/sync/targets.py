@@ -16,6 +16,7 @@ from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
     InvalidInputError,
     KeystoreError,
+    NotFoundError,
     UnsupportedTargetError,
     WrongRoleError,
 )
@@ -247,6 +248,24 @@ def wanted_targets(
     return wanted
 
 
+def forget(file: StoreFile, target: str) -> str:
+    """Take a target off the list that a bare sync goes through; return its URL, without secrets.
+
+    What was noted of it stays: should it return, the next sync goes on from there.
+
+    Raises:
+        NotFoundError: the store does not sync with it.
+    """
+    url = redacted(normalized(target))
+    with file.write() as conn:
+        if not conn.execute(_Q["forget_url"], (url,)).rowcount:
+            raise NotFoundError(
+                f"{file.path} does not sync with {url}.",
+                hint="`keystore status` lists its targets.",
+            )
+    return url
+
+
 def replicate(
     target: str,
     path: Path,
@@ -264,13 +283,24 @@ def replicate(
                 f"{url}: a repository needs the root file that this replica is to trust.",
                 hint="Pass --root with the 1.root.json that `keystore repo create` named.",
             )
+        hub = opened_target.hub
+
+        def take_revocations(file: StoreFile) -> None:
+            if hub is not None:
+                exchange.receive_revocations(file, hub, url, report)
+
         engine.replicate(
-            opened_target.source, url, path, report, origin_id=origin_id, on_progress=on_progress
+            opened_target.source,
+            url,
+            path,
+            report,
+            origin_id=origin_id,
+            on_filled=take_revocations,
+            on_progress=on_progress,
         )
-        if opened_target.hub is not None:
+        if hub is not None:
             with open_store(path) as file:
-                exchange.receive_revocations(file, opened_target.hub, url, report)
-                exchange.check_in(file, opened_target.hub)
+                exchange.check_in(file, hub)
     return report
 
 
