@@ -202,6 +202,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_writes_nothing(
         ["serve", "--port", "99999"],
         ["serve", "--host", ""],
         ["sync", "--poll", "5"],
+        ["sync", "--follow", "--reconcile"],
         ["sync", "--follow", "--poll", "0"],
         ["changes", "--since", "9" * 30],
         ["replicate", "file:///x", "y.db", "--origin", "not-a-uuid"],

@@ -19,9 +19,9 @@ from keystore.errors import (
     TargetUnavailableError,
     UntrustedRepositoryError,
 )
-from keystore.sync import digest, repository, targets
-from keystore.sync.files import SNAPSHOT_NAME
+from keystore.sync import digest, repository, snapshot, targets
 from keystore.sync.folder import Folder
+from keystore.sync.snapshot import SNAPSHOT_NAME
 from tests.conftest import NewStore
 
 
@@ -219,9 +219,8 @@ def test_a_snapshot_that_does_not_add_up_is_not_applied(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signed by the right key, and wrong all the same: a bug at the publisher."""
-    from keystore.sync import files
 
-    whole = files._pages
+    whole = snapshot.pages_of
 
     def all_but_the_last(path: Path) -> list[Page]:
         return list(whole(path))[:-1]
@@ -229,18 +228,16 @@ def test_a_snapshot_that_does_not_add_up_is_not_applied(
     site.store.add_plan("new")
     site.publish()
     with monkeypatch.context() as patch, pytest.raises(IncompleteStateError):
-        patch.setattr(files, "_pages", all_but_the_last)
+        patch.setattr("keystore.sync.files.pages_of", all_but_the_last)
         site.pull()
     site.pull()
 
 
 def test_a_snapshot_is_never_decompressed_past_its_announced_length(tmp_path: Path) -> None:
-    from keystore.sync import files
-
     bomb = tmp_path / "bomb.zst"
-    bomb.write_bytes(files.pack(b"\0" * 50_000_000))
+    bomb.write_bytes(snapshot.pack(b"\0" * 50_000_000))
     with pytest.raises(IncompleteStateError):
-        files._unpack(bomb, tmp_path / "out", 1000)
+        snapshot.unpack(bomb, tmp_path / "out", 1000)
     assert not (tmp_path / "out").exists() or (tmp_path / "out").stat().st_size <= 1000
 
 

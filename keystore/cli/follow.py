@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import click
 
 from keystore.cli.common import plural, printable, show_line, wants_json
-from keystore.cli.sync import default_keys
+from keystore.cli.sync import signing_keys
 from keystore.db import open_store
 from keystore.sync import targets
 from keystore.sync.follow import POLL_SECONDS, Event, Follower, Lag
@@ -83,7 +83,7 @@ def following(db_path: Path, target: str | None, usage_to: str | None) -> Iterat
             url,
             tell_if_anybody_reads,
             usage_only=usage_only,
-            keys=default_keys(db_path),
+            keys=signing_keys(None, db_path),
             gives_up=False,
         )
         for url, usage_only in _wanted(db_path, target, usage_to)

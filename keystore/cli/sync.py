@@ -5,20 +5,20 @@ from pathlib import Path
 
 import click
 
-from keystore.cli.common import db_option, json_option, plural, show, store_options
+from keystore.cli.common import db_option, json_option, plural, progress_bar, show, store_options
 from keystore.db import open_store
 from keystore.errors import InvalidInputError, UnsupportedTargetError
 from keystore.sync import targets
 from keystore.sync.engine import Report
 
-_root_option = click.option(
+root_option = click.option(
     "--root",
     "root_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Signed files: the root file to trust; needed once, then remembered.",
 )
-_keys_option = click.option(
+keys_option = click.option(
     "--keys",
     "keys_path",
     type=click.Path(path_type=Path),
@@ -43,8 +43,14 @@ _keys_option = click.option(
     metavar="SECONDS",
     help="With --follow: how often to look even if there was no news. Default: 30.",
 )
-@_keys_option
-@_root_option
+@click.option(
+    "--reconcile",
+    is_flag=True,
+    help="This copy of the origin is the one that counts (after a restore): replace what another "
+    "copy has pushed.",
+)
+@keys_option
+@root_option
 @store_options
 def sync(
     db_path: Path,
@@ -54,6 +60,7 @@ def sync(
     poll: float | None,
     keys_path: Path | None,
     root_path: Path | None,
+    reconcile: bool,
 ) -> None:
     """Sync the store with TARGET: an origin pushes, a replica pulls and hands its usage up.
 
@@ -67,9 +74,11 @@ def sync(
       keystore sync --db edge.db
       keystore sync --db edge.db --follow
     """
-    keys, root = keys_path or default_keys(db_path), _read(root_path)
+    keys, root = signing_keys(keys_path, db_path), read_root(root_path)
     if poll is not None and not follow:
         raise click.UsageError("--poll goes with --follow.")
+    if reconcile and follow:
+        raise click.UsageError("--reconcile is done once: without --follow.")
     if follow:
         from keystore.cli.follow import follow_until_signal
 
@@ -77,14 +86,16 @@ def sync(
         return
     reports: list[Report] = []
     try:
-        with open_store(db_path) as file:
+        with open_store(db_path) as file, progress_bar("records") as on_progress:
             targets.sync(
                 file,
                 target,
                 usage_to=usage_to,
                 keys=keys,
                 root=root,
+                reconcile=reconcile,
                 on_report=reports.append,
+                on_progress=on_progress,
             )
     finally:  # what was done is said, even if another target failed
         if reports:
@@ -101,7 +112,7 @@ def sync(
     metavar="UUID",
     help="Which of a hub's origins to mirror.",
 )
-@_root_option
+@root_option
 @json_option
 def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: Path | None) -> None:
     """Make a replica of TARGET's origin at PATH, complete with its first pull.
@@ -112,7 +123,10 @@ def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: P
       keystore replicate https://cdn.example.org/keys edge.db --root 1.root.json
     """
     origin = str(origin_id) if origin_id else None
-    report = targets.replicate(target, path, origin_id=origin, root=_read(root_path))
+    with progress_bar("records") as on_progress:
+        report = targets.replicate(
+            target, path, origin_id=origin, root=read_root(root_path), on_progress=on_progress
+        )
     show(report, f"Made replica {path}. {_sentence(report)}")
 
 
@@ -160,7 +174,7 @@ def repo() -> None:
 
 @repo.command("create")
 @click.argument("target")
-@_keys_option
+@keys_option
 @db_option
 @json_option
 def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
@@ -187,7 +201,7 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
             hint="Use file:///… or a path.",
         )
     folder = Folder(path_of(url))
-    keys = keys_path or default_keys(db_path)
+    keys = signing_keys(keys_path, db_path)
     root = repository.create(folder, keys)
     show(
         {"root": str(root), "keys": str(keys), "url": url},
@@ -198,12 +212,13 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
     )
 
 
-def default_keys(db_path: Path) -> Path:
-    """Return the folder where a store's signing keys are unless the operator says otherwise."""
-    return db_path.with_name(db_path.name + ".keys")
+def signing_keys(keys_path: Path | None, db_path: Path) -> Path:
+    """Return the folder with a repository's keys."""
+    return keys_path or db_path.with_name(db_path.name + ".keys")
 
 
-def _read(path: Path | None) -> bytes | None:
+def read_root(path: Path | None) -> bytes | None:
+    """Read the root file to trust."""
     if path is None:
         return None
     try:
@@ -217,8 +232,12 @@ def _read(path: Path | None) -> bytes | None:
 
 def _sentence(report: Report) -> str:
     done = []
+    if report.revocations:
+        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pushed is not None:
         done.append(f"pushed {plural(report.pushed, 'record')}")
+    if report.reconciled is not None:
+        done.append(f"reconciled {plural(report.reconciled, 'record')}")
     if report.pulled is not None:
         done.append(f"pulled {plural(report.pulled, 'record')}")
     if report.usage is not None:

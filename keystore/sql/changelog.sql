@@ -85,5 +85,8 @@ UPDATE StoreInfo SET
     log_horizon = max(log_horizon, :horizon),
     compacted_to = max(compacted_to, :head);
 
+-- name: count
+SELECT count(*) FROM ChangeLog;
+
 -- name: count_records
 SELECT count(*) FROM {table};

@@ -8,7 +8,6 @@ nothing else: neither the transport nor the server.
 
 import hashlib
 import json
-import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,19 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
 from urllib3.exceptions import HTTPError
 
-from keystore import db, sql
-from keystore.changelog import PAGE_SIZE, Page, Record
+from keystore import db
+from keystore.changelog import Page
 from keystore.errors import (
     ExpiredRepositoryError,
     ForeignOriginError,
     IncompleteStateError,
-    SchemaVersionError,
     TargetNotReadyError,
     TargetUnavailableError,
     UntrustedRepositoryError,
@@ -37,36 +34,19 @@ from keystore.sync import repository
 from keystore.sync.digest import Bucket
 from keystore.sync.folder import Folder, FolderFetcher, path_of
 from keystore.sync.protocols import Origin, PageCounts, Pull, TargetState
-from keystore.tables import TRACKED, Table
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from keystore.sync.snapshot import (
+    SNAPSHOT_NAME,
+    Announcement,
+    announcement,
+    fill,
+    pack,
+    pages_of,
+    unpack,
+)
+from keystore.tables import TRACKED
 
 if TYPE_CHECKING:
     import sqlite3
-
-SNAPSHOT_NAME = "snapshot.sqlite.zst"
-_CHUNK = 1 << 20
-_Q = sql.named("snapshot")
-
-
-class Announcement(BaseModel):
-    """The signed ``custom`` field of the snapshot target."""
-
-    model_config = ConfigDict(frozen=True)
-
-    origin_id: str
-    incarnation: str
-    token_prefix: str
-    schema_version: int
-    up_to: NonNegativeInt
-    as_of_at: str
-    push_token: str
-    counts: dict[str, NonNegativeInt]
-    length: NonNegativeInt
-    """Bytes of the SQLite file, so that no more is ever decompressed."""
 
 
 class FileRepository:
@@ -131,7 +111,7 @@ class _FilePush:
     ) -> None:
         self._folder, self._publisher, self._origin = folder, publisher, origin
         self._last = publisher.read()
-        self._said = _announcement(self._last.target) if self._last.target else None
+        self._said = announcement(self._last.target) if self._last.target else None
         if self._said and self._said.origin_id != origin.store_id:
             raise ForeignOriginError(
                 f"{folder.path} carries origin {self._said.origin_id}, not {origin.store_id}.",
@@ -139,6 +119,7 @@ class _FilePush:
             )
         self._path = scratch / "snapshot.sqlite"
         self._conn: sqlite3.Connection | None = None
+        self._starts_over = False
         is_other_schema = self._said and self._said.schema_version != origin.schema_version
         self.state = TargetState(
             acknowledged_change=self._said.up_to if self._said else 0,
@@ -156,28 +137,38 @@ class _FilePush:
     def digests(self) -> None:
         """Ask for everything: a push publishes the whole state anyway."""
 
-    def records(self, _: Collection[Bucket]) -> Iterator[Record]:
+    def start_over(self) -> None:
+        self.__exit__()
+        self._path.unlink(missing_ok=True)
+        self._conn, self._starts_over = None, True
+
+    def bucket_pages(self, _: Collection[Bucket]) -> Iterator[Page]:
         return iter(())
 
     def highest_ids(self) -> PageCounts:
         conn = self._staged()
-        return {t.name: db.scalar(conn, _fill("highest_id", t)) or 0 for t in TRACKED}
+        return {t.name: db.scalar(conn, fill("highest_id", t)) or 0 for t in TRACKED}
 
     def send(self, page: Page) -> None:
         conn = self._staged()
         conn.execute("BEGIN")
-        conn.executemany(_fill("delete", page.table), [(i,) for i in page.deleted])
-        conn.executemany(_fill("put", page.table), page.rows)
+        conn.executemany(fill("delete", page.table), [(i,) for i in page.deleted])
+        conn.executemany(fill("put", page.table), page.rows)
         conn.execute("COMMIT")
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         target, data, length = self._last.target, None, 0
         if self._conn is None and target is not None and self._said is not None:
-            counts, length = self._said.counts, self._said.length
+            held, length = self._said.counts, self._said.length
         else:
-            data, counts, length = self._packed()
+            data, held, length = self._packed()
             target = TargetFile(
                 len(data), {"sha256": hashlib.sha256(data).hexdigest()}, SNAPSHOT_NAME
+            )
+        if held != counts:
+            raise IncompleteStateError(
+                f"the repository would hold {held}, the store has {dict(counts)}.",
+                hint="Nothing was published; please report this.",
             )
         said = Announcement(
             origin_id=self._origin.store_id,
@@ -195,11 +186,11 @@ class _FilePush:
 
     def _staged(self) -> "sqlite3.Connection":
         if self._conn is None:
-            if self.state.wants_everything or self._last.target is None:
+            if self._starts_over or self._last.target is None:
                 self._path.touch()
                 self._conn = db.connect(self._path)
                 for table in TRACKED:
-                    self._conn.execute(_fill("create", table))
+                    self._conn.execute(fill("create", table))
             else:
                 target = self._last.target
                 name = f"targets/{target.hashes['sha256']}.{target.path}"
@@ -211,7 +202,7 @@ class _FilePush:
                     )
                 with packed.open("rb") as file:
                     target.verify_length_and_hashes(file)
-                _unpack(packed, self._path, self._said.length if self._said else 0)
+                unpack(packed, self._path, self._said.length if self._said else 0)
                 self._conn = db.connect(self._path)
             # The file is scratch: it is packed and published, or thrown away.
             self._conn.execute("PRAGMA synchronous = OFF")
@@ -219,7 +210,7 @@ class _FilePush:
 
     def _packed(self) -> tuple[bytes, dict[str, int], int]:
         conn = self._staged()
-        counts = {table.name: db.scalar(conn, _fill("count", table)) for table in TRACKED}
+        counts = {table.name: db.scalar(conn, fill("count", table)) for table in TRACKED}
         conn.execute("VACUUM")
         conn.close()
         data = self._path.read_bytes()
@@ -251,7 +242,7 @@ class FileSource:
                     raise TargetNotReadyError(
                         "this repository offers no snapshot.", hint="Publish from the origin first."
                     )
-                said = _announcement(target)
+                said = announcement(target)
                 if origin_id is not None and said.origin_id != origin_id:
                     raise ForeignOriginError(
                         f"the repository carries origin {said.origin_id}, not {origin_id}.",
@@ -261,15 +252,16 @@ class FileSource:
                 if said.up_to != after:
                     packed = folder / "packed"
                     updater.download_target(target, str(packed))
-                    _unpack(packed, folder / "snapshot.sqlite", said.length)
-                    pages = _pages(folder / "snapshot.sqlite")
+                    unpack(packed, folder / "snapshot.sqlite", said.length)
+                    pages = pages_of(folder / "snapshot.sqlite")
             yield Pull(
                 origin=Origin(
                     said.origin_id, said.incarnation, said.token_prefix, said.schema_version
                 ),
                 as_of_change=said.up_to,
                 as_of_at=said.as_of_at,
-                counts=said.counts if said.up_to != after else None,
+                counts=said.counts,
+                is_everything=said.up_to != after,
                 pages=pages,
                 source_state=self._state(folder / "metadata"),
             )
@@ -292,69 +284,6 @@ class FileSource:
         found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
         files = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in found}
         return json.dumps({"pinned.json": self._root.decode()} | files)
-
-
-def _announcement(target: TargetFile) -> Announcement:
-    try:
-        said = Announcement.model_validate(target.unrecognized_fields.get("custom"))
-    except ValidationError as error:
-        raise IncompleteStateError(
-            f"the repository's snapshot lacks {error.errors()[0]['loc']}.",
-            hint="Publish it anew with a current keystore.",
-        ) from error
-    if said.schema_version > db.SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"the repository's schema version is {said.schema_version}, "
-            f"this program's {db.SCHEMA_VERSION}.",
-            hint="Update keystore on this machine.",
-        )
-    return said
-
-
-def pack(data: bytes) -> bytes:
-    """Compress a snapshot as it is published."""
-    return zstd.compress(data)
-
-
-def _unpack(packed: Path, path: Path, length: int) -> None:
-    written = 0
-    try:
-        with zstd.open(packed, "rb") as source, path.open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                written += len(chunk)
-                if written > length:
-                    break
-                file.write(chunk)
-    except (zstd.ZstdError, EOFError) as error:
-        raise IncompleteStateError(
-            "the repository's snapshot cannot be decompressed.", hint="Publish it anew."
-        ) from error
-    if written != length:
-        raise IncompleteStateError(
-            f"the repository's snapshot is not the announced {length} bytes.",
-            hint="Publish it anew.",
-        )
-
-
-def _pages(path: Path) -> Iterator[Page]:
-    conn = db.connect(path)
-    try:
-        for table in TRACKED:
-            rows = conn.execute(_fill("rows", table))
-            while found := rows.fetchmany(PAGE_SIZE):
-                yield Page(table, found)
-    finally:
-        conn.close()
-
-
-def _fill(name: str, table: Table) -> str:
-    return _Q[name].format(
-        table=table.name,
-        id=table.id,
-        columns=table.column_list,
-        other_columns=", ".join(column.name for column in table.columns[1:]),
-        marks=", ".join("?" * len(table.columns)),
-    )
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class _Held:
     token: str | None = None
     rows: dict[Record, tuple[int, WireRow]] = field(default_factory=dict)
     tombstones: dict[Record, int] = field(default_factory=dict)
+    counts: PageCounts = field(default_factory=dict)
 
     def digests(self) -> Buckets:
         return digest.digest_pages(_page(self, table, None) for table in TRACKED)
@@ -88,12 +89,12 @@ class MemoryHub:
         with self._lock:
             held = self._find(origin_id)
             pages = [_page(held, table, after) for table in TRACKED]
-            counts = {page.table.name: len(page.rows) for page in pages}
             yield Pull(
                 origin=held.origin,
                 as_of_change=held.acknowledged_change,
                 as_of_at=held.as_of_at,
-                counts=counts if after is None else None,
+                counts=held.counts,
+                is_everything=after is None,
                 pages=pages,
                 digests=held.digests,
                 bucket_pages=held.bucket_pages,
@@ -215,9 +216,8 @@ class _MemoryPush:
     def digests(self) -> Buckets:
         return self._held.digests()
 
-    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
-        for page in self._held.bucket_pages(buckets):
-            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        yield from self._held.bucket_pages(buckets)
 
     def highest_ids(self) -> PageCounts:
         highest: dict[str, int] = {}
@@ -225,16 +225,16 @@ class _MemoryPush:
             highest[name] = max(record_id, highest.get(name, 0))
         return highest
 
+    def start_over(self) -> None:
+        self._rows = dict.fromkeys(self._held.rows)
+
     def send(self, page: Page) -> None:
         name = page.table.name
         self._rows.update({(name, int(row[0] or 0)): row for row in page.rows})
         self._rows.update({(name, record_id): None for record_id in page.deleted})
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         rows, tombstones = dict(self._held.rows), dict(self._held.tombstones)
-        if counts is not None:
-            for record in rows.keys() - self._rows.keys():
-                self._rows[record] = None
         for record, row in self._rows.items():
             if row is not None:
                 rows[record] = (up_to, row)
@@ -250,6 +250,7 @@ class _MemoryPush:
                 token=token,
                 rows=rows,
                 tombstones=tombstones,
+                counts=counts,
             ),
             has_moved=bool(self._rows),
         )

@@ -16,12 +16,16 @@ from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
     InvalidInputError,
     KeystoreError,
+    NotFoundError,
     UnsupportedTargetError,
     WrongRoleError,
 )
 from keystore.sync import engine, exchange
+from keystore.sync import verify as verification
 from keystore.sync.engine import Report
+from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Target
+from keystore.sync.verify import Verification
 
 if TYPE_CHECKING:
     from keystore.sync.hub_admin import HubAdmin
@@ -187,7 +191,7 @@ def sync(
     root: bytes | None = None,
     reconcile: bool = False,
     on_report: Callable[[Report], None] = lambda _: None,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> list[Report]:
     """Sync a store by its role: an origin pushes, a replica pulls, both hand their usage up.
 
@@ -244,13 +248,31 @@ def wanted_targets(
     return wanted
 
 
+def forget(file: StoreFile, target: str) -> str:
+    """Take a target off the list that a bare sync goes through; return its URL, without secrets.
+
+    What was noted of it stays: should it return, the next sync goes on from there.
+
+    Raises:
+        NotFoundError: the store does not sync with it.
+    """
+    url = redacted(normalized(target))
+    with file.write() as conn:
+        if not conn.execute(_Q["forget_url"], (url,)).rowcount:
+            raise NotFoundError(
+                f"{file.path} does not sync with {url}.",
+                hint="`keystore status` lists its targets.",
+            )
+    return url
+
+
 def replicate(
     target: str,
     path: Path,
     *,
     origin_id: str | None = None,
     root: bytes | None = None,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> Report:
     """Make a replica at ``path`` from a target; see :func:`keystore.sync.engine.replicate`."""
     url = redacted(normalized(target))
@@ -261,13 +283,24 @@ def replicate(
                 f"{url}: a repository needs the root file that this replica is to trust.",
                 hint="Pass --root with the 1.root.json that `keystore repo create` named.",
             )
+        hub = opened_target.hub
+
+        def take_revocations(file: StoreFile) -> None:
+            if hub is not None:
+                exchange.receive_revocations(file, hub, url, report)
+
         engine.replicate(
-            opened_target.source, url, path, report, origin_id=origin_id, on_progress=on_progress
+            opened_target.source,
+            url,
+            path,
+            report,
+            origin_id=origin_id,
+            on_filled=take_revocations,
+            on_progress=on_progress,
         )
-        if opened_target.hub is not None:
+        if hub is not None:
             with open_store(path) as file:
-                exchange.receive_revocations(file, opened_target.hub, url, report)
-                exchange.check_in(file, opened_target.hub)
+                exchange.check_in(file, hub)
     return report
 
 
@@ -278,7 +311,7 @@ def sync_opened(
     *,
     usage_only: bool = False,
     reconcile: bool = False,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Sync a store with an open target, by the store's role; ``report`` tells what was done.
 
@@ -314,6 +347,34 @@ def sync_opened(
     if hub is not None:
         exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
         exchange.check_in(file, hub)
+
+
+def verify(
+    file: StoreFile,
+    target: str,
+    *,
+    repair: bool = False,
+    keys: Path | None = None,
+    root: bytes | None = None,
+) -> Verification:
+    """Compare a store with a target; see :func:`keystore.sync.verify.verify`.
+
+    A repair at an origin pushes what differs.
+    """
+    url = redacted(normalized(target))
+    with opened(target, file=file, keys=keys, root=root) as opened_target:
+        source = opened_target.source
+        if source is None:
+            raise InvalidInputError(
+                f"{url}: whose signatures are to be trusted is not known.",
+                hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+            )
+        found = verification.verify(file, source, url, repair=repair)
+        if found.repaired and file.info().is_origin:
+            if opened_target.sink is None:
+                raise WrongRoleError(f"{url} cannot be written from here.", hint="Pass --keys.")
+            engine.push(file, opened_target.sink, url, Report(url))
+    return found
 
 
 def _missing_extra(extra: str, error: ImportError) -> UnsupportedTargetError:
