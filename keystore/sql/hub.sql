@@ -105,7 +105,8 @@ UPDATE keystore.stores SET
     program_version = %(program_version)s,
     seen_revocation = %(seen_revocation)s,
     last_seen_at = now()
-WHERE store_id = %(store_id)s;
+WHERE store_id = %(store_id)s
+RETURNING store_id;
 
 -- name: notify
 SELECT pg_notify(%(channel)s, %(payload)s);

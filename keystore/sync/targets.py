@@ -124,10 +124,8 @@ def hub_admin(url: str) -> "Iterator[HubAdmin]":
         raise UnsupportedTargetError(
             f"{redacted(url)} is not a hub.", hint="A hub's URL starts with postgresql://."
         )
-    try:
+    with hub_extra():
         from keystore.sync.hub_admin import HubAdmin
-    except ImportError as error:
-        raise _missing_extra("postgres", error) from error
     admin = HubAdmin(url)
     try:
         yield admin
@@ -152,10 +150,8 @@ def opened(
     opened_target: Target
     match urlsplit(url).scheme:
         case "postgresql" | "postgres":
-            try:
+            with hub_extra():
                 from keystore.sync.postgres import PostgresHub
-            except ImportError as error:
-                raise _missing_extra("postgres", error) from error
             opened_target = PostgresHub(url)
         case "file" | "https" | "http":
             try:
@@ -314,6 +310,19 @@ def sync_opened(
     if hub is not None:
         exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
         exchange.check_in(file, hub)
+
+
+@contextmanager
+def hub_extra() -> Iterator[None]:
+    """Say which extra to install, where an import needs the driver of hubs.
+
+    Raises:
+        UnsupportedTargetError: the driver is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise _missing_extra("postgres", error) from error
 
 
 def _missing_extra(extra: str, error: ImportError) -> UnsupportedTargetError:
