@@ -101,6 +101,11 @@ def hub_errors() -> Iterator[None]:
             hint="Nothing was changed; run the same command again when there is room.",
         ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        if "certificate" in first_line(error):
+            raise TargetUnavailableError(
+                f"the hub is not the one that the URL asks for: {first_line(error)}.",
+                hint="Check sslmode and sslrootcert in the URL, and the hub's certificate.",
+            ) from error
         raise TargetUnavailableError(
             f"the hub cannot be reached or stopped answering: {first_line(error)}.",
             hint="Nothing is lost; run the same command again when it is back.",
