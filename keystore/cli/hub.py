@@ -1,11 +1,15 @@
 """Commands of a hub's operator."""
 
 import uuid
+from typing import TYPE_CHECKING
 
 import click
 
-from keystore.cli.common import json_option, printable, show
+from keystore.cli.common import json_option, plural, printable, seconds, show
 from keystore.sync import targets
+
+if TYPE_CHECKING:
+    from keystore.sync.hub_compact import Compaction
 
 
 @click.group()
@@ -108,6 +112,44 @@ def hub_ungrant(url: str, role: str) -> None:
     with targets.hub_admin(url) as admin:
         hub_grants.ungrant(admin, role)
     show({"role": role}, f"{printable(role)} may do nothing at this hub.")
+
+
+@hub.command("compact", short_help="Forget deletions that every live replica has seen.")
+@click.argument("url")
+@click.option(
+    "--lease",
+    type=seconds,
+    default="30d",
+    show_default=True,
+    metavar="DURATION",
+    help="Who has not called for longer holds nothing back, and gets everything when it returns.",
+)
+@json_option
+def hub_compact(url: str, lease: int) -> None:
+    """Forget, for each origin, the deletions that every live replica has seen.
+
+    \b
+    Example:
+      keystore hub compact postgresql://hub.example.org/keystore --lease 90d
+    """
+    with targets.hub_extra():
+        from keystore.sync.hub_compact import compact
+    done: list[Compaction] = []
+    try:
+        with targets.hub_admin(url) as admin:
+            for item in compact(admin, lease):
+                done.append(item)  # noqa: PERF402
+    finally:  # what was done is said, even if one origin was busy
+        if done:
+            show(done, "\n".join(map(_sentence, done)))
+
+
+def _sentence(done: "Compaction") -> str:
+    held = f"; held back by {', '.join(done.held_by)}" if done.held_by else ""
+    return (
+        f"{done.origin_id}: forgot {plural(done.removed, 'deletion')}, kept {done.kept}; "
+        f"horizon {done.horizon}{held}."
+    )
 
 
 COMMANDS: tuple[click.Command, ...] = (hub,)
