@@ -7,11 +7,8 @@ before, because it was silent for longer than the lease, or never checked in, ge
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from keystore import sql
 from keystore.errors import InvalidInputError, TargetError, TargetUnavailableError
 from keystore.sync.hub_connection import HubConnection, hub_errors
-
-_Q = sql.named("hub_compact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ def compact(hub: HubConnection, lease: float) -> Iterator[Compaction]:
             raise TargetError(
                 "only the hub's owner may compact it.", hint="Name the owner in the URL."
             )
-        stores = [str(row[0]) for row in hub.conn.execute(_Q["stores"])]
+        stores = [str(row[0]) for row in hub.rows("stores")]
     failures = []
     for store_id in stores:
         try:
@@ -65,12 +62,11 @@ def _compact(hub: HubConnection, store_id: str, lease: float) -> Compaction:
     where: dict[str, object] = {"store_id": store_id}
     with hub_errors(), hub.conn.transaction():
         hub.rows("give_up_in_time")
-        (acknowledged, before), *_ = hub.conn.execute(_Q["lock"], where).fetchall()
-        limits = {"acknowledged": acknowledged, "horizon": before, "lease": lease}
-        held = hub.conn.execute(_Q["hold"], where | limits).fetchall()
+        # As a push does, and before the tombstones like it, or the two could wait for each other.
+        acknowledged, _, before = hub.row("lock_store", **where)
+        held = hub.rows("hold", **where, acknowledged=acknowledged, horizon=before, lease=lease)
         horizon, held_by = held[0] if held else (max(before, acknowledged), [])
-        where["horizon"] = horizon
-        removed = hub.conn.execute(_Q["forget"], where).rowcount
-        ((kept,),) = hub.conn.execute(_Q["kept"], where).fetchall()
-        hub.conn.execute(_Q["set_horizon"], where)
+        removed = len(hub.rows("forget_tombstones", **where, horizon=horizon))
+        (kept,) = hub.row("count_tombstones", **where)
+        hub.rows("set_horizon", **where, horizon=horizon)
     return Compaction(store_id, removed, kept, horizon, held_by)

@@ -62,7 +62,7 @@ class PostgresHub(HubConnection):
                 found = self.rows("lock_store", store_id=origin.store_id)
                 if not found:  # it was there a moment ago: this role no longer sees it
                     raise not_granted(f"this role may not push as {origin.store_id}")
-                acknowledged, token = found[0]
+                acknowledged, token, _ = found[0]
                 session = HubPush(self, origin, TargetState(acknowledged, token, not token))
                 yield session
                 if not session.committed:
