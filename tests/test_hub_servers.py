@@ -3,6 +3,7 @@
 import datetime as dt
 import ipaddress
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,47 @@ def test_a_hub_serves_its_roles_on_every_version(
                 targets.sync(store.file, edge)
         with Validator(path) as validator:
             assert not validator.check(kept.token).allowed
+
+
+# -- distributing by store_id ---------------------------------------------------------------------
+
+UNDISTRIBUTED = {"grants", "hub_info"}
+
+
+def test_every_unique_constraint_leads_with_store_id_and_no_key_is_foreign(hub_url: str) -> None:
+    with psycopg.connect(hub_url) as conn:
+        unique = conn.execute(
+            "SELECT c.relname, a.attname FROM pg_index AS i"
+            " JOIN pg_class AS c ON c.oid = i.indrelid"
+            " JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]"
+            " WHERE i.indisunique AND c.relnamespace = 'keystore'::regnamespace"
+        ).fetchall()
+        foreign = conn.execute(
+            "SELECT conname FROM pg_constraint"
+            " WHERE contype = 'f' AND connamespace = 'keystore'::regnamespace"
+        ).fetchall()
+    assert {column for table, column in unique if table != "hub_info"} == {"store_id"}
+    assert foreign == []
+
+
+def test_the_page_about_the_hub_names_every_table_to_distribute_and_drops_every_policy(
+    hub_url: str,
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "hub.md").read_text()
+    block = page.partition("```sql\n")[2].partition("```")[0]
+    drop, _, distribute = block.partition("SELECT create_reference_table")
+    with psycopg.connect(hub_url) as conn:
+        conn.execute(drop)  # type: ignore[call-overload,unused-ignore]
+        tables = conn.execute(
+            "SELECT relname, relrowsecurity FROM pg_class"
+            " WHERE relkind = 'r' AND relnamespace = 'keystore'::regnamespace"
+        ).fetchall()
+        policies = conn.execute("SELECT DISTINCT tablename FROM pg_policies").fetchall()
+        conn.rollback()
+    assert policies == [("grants",)]
+    assert [name for name, is_secured in tables if is_secured] == ["grants"]
+    named = {*re.findall(r"'(\w+)'", distribute), "stores"} - {"store_id"}
+    assert named == {name for name, _ in tables} - UNDISTRIBUTED
 
 
 # -- TLS ------------------------------------------------------------------------------------------
