@@ -58,7 +58,7 @@ def query(url: str, statement: str, *values: object) -> list[tuple[object, ...]]
 
 
 @pytest.fixture
-def role_name(hub_url: str) -> Iterator[Callable[[str], str]]:
+def role_name(database_url: str) -> Iterator[Callable[[str], str]]:
     """Names of roles that are gone after the test: roles belong to the whole server."""
     names: list[str] = []
 
@@ -67,10 +67,14 @@ def role_name(hub_url: str) -> Iterator[Callable[[str], str]]:
         return names[-1]
 
     yield make
-    with psycopg.connect(hub_url, autocommit=True) as conn:
-        for name in names:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        for name in reversed(names):
             if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,)).fetchall():
-                for statement in ("DROP OWNED BY {}", "DROP ROLE {}"):
+                for statement in (
+                    "REASSIGN OWNED BY {} TO CURRENT_USER",
+                    "DROP OWNED BY {}",
+                    "DROP ROLE {}",
+                ):
                     conn.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
 
@@ -418,12 +422,13 @@ def test_only_the_owner_gives_rights(world: World, kind: str) -> None:
         ["grant", world.names[2], "--replica-of", world.ids[1]],
         ["grant", "new", "--replica-of", world.ids[1]],
         ["ungrant", world.names[1]],
+        ["compact"],
     ):
         name, *arguments = command
         result = run("hub", name, getattr(world, kind)[0], *arguments)
         assert query(world.url, UNCHANGED) == before
         assert result.exit_code == 1
-        assert result.stderr.startswith("keystore: the hub refused: ")
+        assert result.stderr.startswith(("keystore: the hub refused: ", "keystore: only the hub's"))
         assert result.stderr.count("\n") == 1
 
 
@@ -515,6 +520,45 @@ def test_an_ungranted_role_may_nothing_and_its_replica_may_move(
     query(world.url, sql.SQL("DROP ROLE {}").format(sql.Identifier(world.names[2])).as_string())
     with targets.hub_admin(world.url) as admin, pytest.raises(NotFoundError):
         hub_grants.ungrant(admin, world.names[2])
+
+
+def test_what_was_granted_to_a_role_that_is_gone_can_be_taken(
+    hub_url: str, role_name: Callable[[str], str]
+) -> None:
+    name = role_name("gone")
+    run("hub", "grant", hub_url, name, "--origin", NEW)
+    for statement in ("DROP OWNED BY {}", "DROP ROLE {}"):
+        query(hub_url, sql.SQL(statement).format(sql.Identifier(name)).as_string())
+    assert run("hub", "ungrant", hub_url, name).exit_code == 0
+    assert query(hub_url, "SELECT count(*) FROM keystore.grants") == [(0,)]
+
+
+@pytest.mark.parametrize("right", ["CREATEROLE", "NOCREATEROLE"])
+def test_an_owner_that_is_no_superuser_runs_a_hub(
+    database_url: str, role_name: Callable[[str], str], store: Store, tmp_path: Path, right: str
+) -> None:
+    owner, origin, edge = role_name("owner"), role_name("origin"), role_name("edge")
+    create = sql.SQL("CREATE ROLE {} LOGIN ").format(sql.Identifier(owner))
+    query(database_url, create.as_string() + right)
+    give = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+    names = (database_url.rpartition("/")[2], owner)
+    query(database_url, give.format(*map(sql.Identifier, names)).as_string())
+    owners_url = as_role(database_url, owner)
+    assert run("hub", "init", owners_url).exit_code == 0
+    if right == "NOCREATEROLE":
+        result = run("hub", "grant", owners_url, origin, "--origin", store.info.store_id)
+        assert result.exit_code == 1
+        assert "permission denied to create role" in result.stderr
+        assert "--print" in result.stderr
+        for each in (origin, edge):
+            statement = sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(each))
+            query(database_url, statement.as_string())
+    for role, option in ((origin, "--origin"), (edge, "--replica-of")):
+        result = run("hub", "grant", owners_url, role, option, store.info.store_id)
+        assert result.exit_code == 0
+    targets.sync(store.file, as_role(database_url, origin))
+    targets.replicate(as_role(database_url, edge), tmp_path / "replica.db")
+    assert run("hub", "compact", owners_url).exit_code == 0
 
 
 def test_a_grant_names_one_store(hub_url: str) -> None:
