@@ -97,7 +97,7 @@ def test_the_page_about_the_hub_names_every_table_to_distribute_and_drops_every_
     hub_url: str,
 ) -> None:
     page = (Path(__file__).parents[1] / "docs" / "hub.md").read_text()
-    block = page.partition("```sql\n")[2].partition("```")[0]
+    block = page.partition("```postgresql\n")[2].partition("```")[0]
     drop, _, distribute = block.partition("SELECT create_reference_table")
     with psycopg.connect(hub_url) as conn:
         conn.execute(drop)  # type: ignore[call-overload,unused-ignore]
