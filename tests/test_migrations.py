@@ -206,8 +206,13 @@ def columns(url: str) -> list[tuple[object, ...]]:
                 " WHERE schemaname = 'keystore' ORDER BY 1, 2"
             ).fetchall()
             + conn.execute(
-                "SELECT relname FROM pg_class WHERE relrowsecurity"
-                " AND relnamespace = 'keystore'::regnamespace ORDER BY 1"
+                "SELECT relname, relrowsecurity, relacl::TEXT FROM pg_class"
+                " WHERE relnamespace = 'keystore'::regnamespace ORDER BY 1"
+            ).fetchall()
+            + conn.execute(
+                "SELECT pg_get_functiondef(pg_proc.oid), proacl::TEXT, nspacl::TEXT"
+                " FROM pg_proc JOIN pg_namespace AS n ON n.oid = pronamespace"
+                " WHERE nspname = 'keystore' ORDER BY 1"
             ).fetchall()
         )
 

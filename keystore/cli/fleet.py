@@ -22,7 +22,7 @@ from keystore.cli.common import (
     store_options,
     wants_json,
 )
-from keystore.cli.sync import hub
+from keystore.cli.hub import hub
 from keystore.db import open_store
 from keystore.errors import TargetUnavailableError
 from keystore.sync import targets

@@ -37,7 +37,7 @@ VALUES (%(store_id)s, %(incarnation)s, %(token_prefix)s, %(schema_version)s,
 ON CONFLICT (store_id) DO NOTHING;
 
 -- name: lock_store
-SELECT acknowledged_change, push_token::TEXT
+SELECT acknowledged_change, push_token::TEXT, tombstone_horizon
 FROM keystore.stores
 WHERE store_id = %(store_id)s
 FOR UPDATE;
@@ -108,7 +108,8 @@ UPDATE keystore.stores SET
         SELECT coalesce(max(revocation_id), 0) FROM keystore.revocations
         WHERE store_id = %(store_id)s)),
     last_seen_at = now()
-WHERE store_id = %(store_id)s;
+WHERE store_id = %(store_id)s
+RETURNING store_id;
 
 -- name: notify
 SELECT pg_notify(%(channel)s, %(payload)s);
@@ -291,3 +292,38 @@ DELETE FROM keystore.replicas WHERE store_id = %(store_id)s RETURNING incarnatio
 
 -- name: is_origin
 SELECT EXISTS (SELECT FROM keystore.stores WHERE store_id = %(store_id)s);
+
+-- name: stores
+SELECT store_id::TEXT FROM keystore.stores ORDER BY created_at, store_id;
+
+-- name: hold
+-- The earliest change that a live replica has, and who is there; none if all are up to date.
+-- clock_timestamp, because we may have waited for a push. Who called later than now is not counted, or
+-- a wrong clock would hold for ever; nor who is behind the horizon already: he gets everything.
+WITH live AS (
+    SELECT store_id, as_of_change FROM keystore.replicas
+    WHERE origin_id = %(store_id)s
+      AND as_of_change >= %(horizon)s AND as_of_change < %(acknowledged)s
+      AND last_seen_at BETWEEN
+          clock_timestamp() - make_interval(secs => %(lease)s::DOUBLE PRECISION)
+          AND clock_timestamp()
+)
+SELECT as_of_change, array_agg(DISTINCT store_id::TEXT) FROM live
+GROUP BY as_of_change
+ORDER BY as_of_change
+LIMIT 1;
+
+-- name: forget_tombstones
+-- The highest id of each table stays: it says which ids have been given away, should an older copy
+-- of the origin have to go on (`keystore sync --reconcile`).
+DELETE FROM keystore.tombstones AS t
+WHERE t.store_id = %(store_id)s AND t.changed_at_id <= %(horizon)s
+  AND t.record_id < (SELECT max(m.record_id) FROM keystore.tombstones AS m
+                     WHERE m.store_id = %(store_id)s AND m.table_name = t.table_name)
+RETURNING record_id;
+
+-- name: count_tombstones
+SELECT count(*) FROM keystore.tombstones WHERE store_id = %(store_id)s;
+
+-- name: set_horizon
+UPDATE keystore.stores SET tombstone_horizon = %(horizon)s WHERE store_id = %(store_id)s;

@@ -247,10 +247,18 @@ CREATE INDEX usage_log_principal
 
 -- Row-level security: acts on every role but the owner. The sub-selects see the role's own grants.
 
+-- Asked when a role claims a store: it must not be an origin, or whoever claims it could write usage in
+-- its name. (With the owner's rights, because a role sees only its own grants.)
+CREATE FUNCTION keystore.is_origin(id UUID) RETURNS BOOLEAN
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (SELECT FROM keystore.stores AS s WHERE s.store_id = id)
+    OR EXISTS (SELECT FROM keystore.grants AS g
+               WHERE g.store_id = id AND g.access IN ('push', 'pull'));
+
 ALTER TABLE keystore.grants ENABLE ROW LEVEL SECURITY;
 CREATE POLICY see_own ON keystore.grants FOR SELECT USING (role_name = current_user);
 CREATE POLICY claim ON keystore.grants FOR INSERT
-    WITH CHECK (role_name = current_user AND access = 'own');
+    WITH CHECK (role_name = current_user AND access = 'own' AND NOT keystore.is_origin(store_id));
 
 ALTER TABLE keystore.stores ENABLE ROW LEVEL SECURITY;
 CREATE POLICY push ON keystore.stores USING (store_id IN (
@@ -352,6 +360,12 @@ CREATE POLICY push ON keystore.tombstones USING (store_id IN (
 CREATE POLICY pull ON keystore.tombstones FOR SELECT USING (store_id IN (
     SELECT g.store_id FROM keystore.grants AS g
     WHERE g.role_name = current_user AND g.access = 'pull'));
+
+-- Whatever ALTER DEFAULT PRIVILEGES of this database gives to everybody, and EXECUTE, which
+-- PostgreSQL itself gives.
+REVOKE ALL ON SCHEMA keystore FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA keystore FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA keystore FROM PUBLIC;
 
 INSERT INTO keystore.hub_info (hub_info_id, hub_id, schema_version)
 VALUES (1, gen_random_uuid(), 3);

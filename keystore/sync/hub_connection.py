@@ -105,12 +105,17 @@ def hub_errors() -> Iterator[None]:
         ) from error
     except psycopg.errors.DiskFull as error:
         raise TargetUnavailableError(
-            f"the hub's disk is full: {_first_line(error)}.",
+            f"the hub's disk is full: {first_line(error)}.",
             hint="Nothing was changed; run the same command again when there is room.",
         ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        if "certificate" in first_line(error):
+            raise TargetUnavailableError(
+                f"the hub is not the one that the URL asks for: {first_line(error)}.",
+                hint="Check sslmode and sslrootcert in the URL, and the hub's certificate.",
+            ) from error
         raise TargetUnavailableError(
-            f"the hub cannot be reached or stopped answering: {_first_line(error)}.",
+            f"the hub cannot be reached or stopped answering: {first_line(error)}.",
             hint="Nothing is lost; run the same command again when it is back.",
         ) from error
     except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -119,12 +124,9 @@ def hub_errors() -> Iterator[None]:
             hint="Nothing is lost; run the same command again when it is no longer read-only.",
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise TargetError(
-            f"the hub refused: {_first_line(error)}.",
-            hint="Its owner gives rights with `keystore hub grant`.",
-        ) from error
+        raise not_granted(first_line(error)) from error
     except psycopg.Error as error:
-        raise TargetError(f"the hub failed: {_first_line(error)}.") from error
+        raise TargetError(f"the hub failed: {first_line(error)}.") from error
 
 
 def no_hub() -> TargetNotReadyError:
@@ -132,6 +134,13 @@ def no_hub() -> TargetNotReadyError:
     return TargetNotReadyError(
         "this database is not a keystore hub yet.",
         hint="Run `keystore hub init` with the same URL.",
+    )
+
+
+def not_granted(what: str) -> TargetError:
+    """Return the error that says that this role lacks a right."""
+    return TargetError(
+        f"the hub refused: {what}.", hint="Its owner gives rights with `keystore hub grant`."
     )
 
 
@@ -145,5 +154,6 @@ def other_version(version: int) -> SchemaVersionError:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of a driver's message, without a full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

