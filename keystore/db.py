@@ -53,8 +53,8 @@ _Q = sql.named("store")
 class StoreInfo:
     """Who a store is (table StoreInfo).
 
-    ``as_of_at`` is UTC text; both ``as_of_…`` are ``None`` for an origin and for a replica that
-    has never synced.
+    ``as_of_at`` is UTC text; it, ``as_of_change`` and ``origin_incarnation`` are ``None`` for an
+    origin and for a replica that has never synced.
     """
 
     store_id: str
@@ -64,6 +64,7 @@ class StoreInfo:
     token_prefix: str
     as_of_change: int | None
     as_of_at: str | None
+    origin_incarnation: str | None
     replaying: int
     log_horizon: int
     compacted_to: int

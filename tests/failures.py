@@ -134,8 +134,8 @@ class Site:
             conn.execute("DELETE FROM Services")
             conn.execute("INSERT OR REPLACE INTO Services (service_id, name) VALUES (3, 'again')")
             self.usage += record(store.file, 100)
-        with psycopg.connect(self.url) as conn:
-            found = conn.execute(
+        with psycopg.connect(self.url) as hub:
+            found = hub.execute(
                 "SELECT k.api_key::TEXT FROM keystore.api_keys AS k LEFT JOIN keystore.revocations"
                 " AS r USING (api_key) WHERE r.api_key IS NULL LIMIT 1"
             ).fetchone()

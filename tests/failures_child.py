@@ -11,12 +11,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-import keystore.sync.files
-import keystore.sync.postgres
 from keystore import failpoint
 from keystore.cli import main
+from keystore.sync import files, postgres
 
-assert keystore.sync  # noqa: S101
+__all__ = ["files", "postgres"]  # imported before the fork
 
 
 def die_at(step: str, nth: int) -> None:
@@ -58,4 +57,4 @@ if __name__ == "__main__":
     for line in sys.stdin:
         order = json.loads(line)
         status, said = run(order["arguments"], order["step"], order["nth"])
-        print(json.dumps({"status": status, "said": said}), flush=True)  # noqa: T201
+        print(json.dumps({"status": status, "said": said}), flush=True)

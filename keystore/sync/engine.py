@@ -13,7 +13,7 @@ the target commits, and the target keeps it with the rows. Afterwards
 
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keystore import changelog, db, migrate, sql
@@ -112,6 +112,7 @@ def push(
                     "on with, add --reconcile. Nothing was changed.",
                 )
             report.reconciled = _reconcile(file, session)
+            session.origin = replace(origin, incarnation=file.info().incarnation)
         after = _start(file, session.state)
         if after is None:
             session.start_over()
@@ -155,10 +156,19 @@ def pull(
             hint="Make a replica with `keystore replicate`.",
         )
     remember(file, source.target_id, url)
-    with source.pull(info.origin_id, info.as_of_change) as cut:
-        reached("pull.opened")
-        report.pulled = replay(file, cut, source.target_id, on_progress)
-        report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
+    after = info.as_of_change
+    while True:
+        with source.pull(info.origin_id, after) as cut:
+            reached("pull.opened")
+            is_same_count = cut.origin.incarnation == info.origin_incarnation
+            if cut.counts is not None or is_same_count:
+                report.pulled = replay(file, cut, source.target_id, on_progress)
+                break
+        # The origin was put back to an earlier state. It counts its changes anew from there, so
+        # what is later than ours by number is not all that we lack.
+        after = None
+    held = file.info()  # later than the cut, if another process has pulled meanwhile
+    report.as_of_change, report.as_of_at = held.as_of_change, held.as_of_at
     reached("pull.done")
 
 
@@ -236,10 +246,11 @@ def _reconcile(file: StoreFile, session: PushSession) -> int:
     """Log what the target holds otherwise than this store, so that the push replaces it.
 
     Ids that the other copy has given away are skipped first. So whatever is logged here, or
-    changes from here on, has a change id that no replica has seen, and nobody's usage is taken for
-    another's.
+    changes from here on, has a change id that no replica has seen here, and nobody's usage is taken
+    for another's. Who has seen more elsewhere knows by the new incarnation.
     """
     with file.write() as conn:
+        conn.execute(_Q["new_incarnation"], (str(uuid.uuid4()),))
         change = session.state.acknowledged_change
         changelog.keep_ids_above(conn, session.highest_ids(), change)
     theirs = session.digests()

@@ -20,21 +20,21 @@ class HubPush:
     def __init__(self, hub: HubConnection, origin: Origin, state: TargetState) -> None:
         self.state = state
         self.committed = False
-        self._hub, self._origin = hub, origin
+        self._hub, self.origin = hub, origin
         self._staged: dict[Table, bool] = {}
 
     def digests(self) -> Buckets:
         """Digest what the hub holds of this origin, in SQL."""
-        return digests_of(self._hub, self._origin.store_id)
+        return digests_of(self._hub, self.origin.store_id)
 
     def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
         """Name the records that the hub holds in some buckets."""
-        for page in pages_of(self._hub, self._origin.store_id, buckets):
+        for page in pages_of(self._hub, self.origin.store_id, buckets):
             yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
 
     def highest_ids(self) -> PageCounts:
         """Return the highest ids that the hub has ever seen, tombstones included."""
-        where = {"store_id": self._origin.store_id}
+        where = {"store_id": self.origin.store_id}
         return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
 
     def start_over(self) -> None:
@@ -63,41 +63,44 @@ class HubPush:
 
     def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
         """Merge what was staged; it becomes visible when the block ends."""
-        where = {"store_id": self._origin.store_id}
+        where = {"store_id": self.origin.store_id}
         if counts is not None:
             for table in TRACKED:
                 if table not in self._staged:
                     self.send(Page(table, []))
         if self._staged:
             self._merge(up_to, counts)
-            channel, payload = channel_of(self._origin.store_id), f"change {up_to}"
+            channel, payload = channel_of(self.origin.store_id), f"change {up_to}"
             # One for each push: NOTIFY takes a lock on the whole server when it commits.
             self._hub.rows("notify", channel=channel, payload=payload)
         self._hub.rows(
             "acknowledge",
             **where,
-            incarnation=self._origin.incarnation,
-            token_prefix=self._origin.token_prefix,
-            schema_version=self._origin.schema_version,
-            program_version=self._origin.program_version,
-            seen_revocation=self._origin.seen_revocation,
+            incarnation=self.origin.incarnation,
+            token_prefix=self.origin.token_prefix,
+            schema_version=self.origin.schema_version,
+            program_version=self.origin.program_version,
+            seen_revocation=self.origin.seen_revocation,
             acknowledged_change=up_to,
+            is_whole=counts is not None,
             push_token=token,
             as_of_at=as_of_at,
         )
         self.committed = True
 
     def _merge(self, up_to: int, counts: PageCounts | None) -> None:
-        where: dict[str, object] = {"store_id": self._origin.store_id}
+        where: dict[str, object] = {"store_id": self.origin.store_id}
         stamp = where | {"changed_at_id": up_to}
+        is_whole = counts is not None
         tables = [table for table in TRACKED if table in self._staged]
         for table in tables if counts is not None else ():
             self._hub.rows("delete_unnamed", table, **where)
         for table in tables:
-            self._upsert(table, stamp)
+            self._upsert(table, stamp | {"is_whole": is_whole})
             self._hub.rows("raise_dead", table, **where)
         for table in reversed(tables):
-            self._hub.rows("delete", table, **stamp)
+            self._hub.rows("delete", table, **where)
+        self._hub.rows("bury", **stamp)
         for table in tables if counts is not None else ():
             (held,) = self._hub.row("count_rows", table, **where)
             if counts is not None and held != counts[table.name]:

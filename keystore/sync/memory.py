@@ -5,6 +5,7 @@ repository. It lives as long as the object; threads of one process may share it.
 """
 
 import threading
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class _Held:
     token: str | None = None
     rows: dict[Record, tuple[int, WireRow]] = field(default_factory=dict)
     tombstones: dict[Record, int] = field(default_factory=dict)
+    tombstone_horizon: int = 0
 
     def digests(self) -> Buckets:
         return digest.digest_pages(_page(self, table, None) for table in TRACKED)
@@ -55,6 +57,7 @@ class MemoryHub:
         self.usage: dict[tuple[str, int, int], tuple[str, Usage]] = {}
         self.replicas: dict[tuple[str, str], tuple[str, CheckIn]] = {}
         self._revocations: list[tuple[str, Revocation]] = []
+        self._head = 0
         self._stores: dict[str, _Held] = {}
         self._lock = threading.RLock()
 
@@ -84,6 +87,8 @@ class MemoryHub:
         """Open a cut; see :class:`keystore.sync.protocols.Source`."""
         with self._lock:
             held = self._find(origin_id)
+            if after is not None and after < held.tombstone_horizon:
+                after = None  # what was deleted since is no longer known
             pages = [_page(held, table, after) for table in TRACKED]
             counts = {page.table.name: len(page.rows) for page in pages}
             yield Pull(
@@ -124,7 +129,9 @@ class MemoryHub:
                 raise NotFoundError("the hub has no such key.", hint="Push from its origin first.")
             for owner in owners:
                 if (owner, key) not in {(s, item.api_key) for s, item in self._revocations}:
-                    number = len(self._revocations) + 1
+                    # from the clock: see next_revocation in hub.sql
+                    number = max(self._head + 1, time.time_ns() // 1000)
+                    self._head = number
                     item = Revocation(number, key, reason, utc_text())
                     self._revocations.append((owner, item))
             return [item for _, item in self._revocations if item.api_key == key]
@@ -178,7 +185,7 @@ def _page(held: _Held, table: Table, after: int | None) -> Page:
 
 class _MemoryPush:
     def __init__(self, hub: MemoryHub, held: _Held, origin: Origin) -> None:
-        self._hub, self._origin = hub, origin
+        self._hub, self.origin = hub, origin
         self._held = held
         self._rows: dict[Record, WireRow | None] = {}
         self.state = TargetState(held.acknowledged_change, held.token, held.token is None)
@@ -213,16 +220,19 @@ class _MemoryPush:
             if row is not None:
                 rows[record] = (up_to, row)
                 tombstones.pop(record, None)
-            elif rows.pop(record, None):
+            else:  # it may be unknown here and known to a replica, from elsewhere
+                rows.pop(record, None)
                 tombstones[record] = up_to
+        horizon = self._held.tombstone_horizon if counts is None else up_to
         self._hub._store(  # noqa: SLF001
             replace(
                 self._held,
-                origin=self._origin,
+                origin=self.origin,
                 acknowledged_change=up_to,
                 as_of_at=as_of_at,
                 token=token,
                 rows=rows,
                 tombstones=tombstones,
+                tombstone_horizon=horizon,
             )
         )
