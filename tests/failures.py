@@ -1,4 +1,4 @@
-"""What the failure tests share: a site of three, its children that die, and what must hold after."""
+"""What the failure tests share: a site of three, children that die, and what must hold."""
 
 import json
 import subprocess

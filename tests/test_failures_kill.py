@@ -5,10 +5,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from keystore import failpoint
-from keystore.db import open_store
+from keystore.db import StoreFile, open_store
 from keystore.sync import compact, targets
 from tests.conftest import new_hub
 from tests.failures import Children, Site, reaching
@@ -60,7 +61,11 @@ def test_a_full_round_reaches_every_step(site: Site, tmp_path: Path) -> None:
     assert set(seen) == set(failpoint.STEPS)
 
 
-@pytest.mark.parametrize(("command", "step"), CASES, ids=".".join)
+def revoked(file: StoreFile) -> set[tuple[str]]:
+    return set(file.conn.execute("SELECT api_key FROM Revocations"))
+
+
+@pytest.mark.parametrize(("command", "step"), CASES, ids=" ".join)
 def test_a_kill_at_any_step_loses_nothing_and_counts_nothing_twice(
     site: Site, children: Children, tmp_path: Path, command: str, step: str
 ) -> None:
@@ -81,6 +86,9 @@ def test_a_kill_at_any_step_loses_nothing_and_counts_nothing_twice(
     status, said = children.run(*arguments, step=step, nth=nth)
     assert status == -signal.SIGKILL, said
     if command == "replicate" and new.exists():
+        with open_store(new) as file, psycopg.connect(site.url) as hub:
+            found = hub.execute("SELECT api_key::TEXT FROM keystore.revocations").fetchall()
+            assert revoked(file) == set(found)
         arguments = ["sync", site.url, "--db", new]  # it was complete when it appeared
     status, said = children.run(*arguments)
     assert status == 0, said

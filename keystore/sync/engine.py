@@ -179,9 +179,13 @@ def replicate(
     report: Report,
     *,
     origin_id: str | None = None,
+    complete: Callable[[StoreFile], None] = lambda _: None,
     on_progress: OnProgress = _ignore,
 ) -> None:
     """Make a replica at ``path``, complete with its first pull, or nothing.
+
+    ``complete`` is called with the replica before it appears at ``path``, for what else it must
+    have from its first moment on.
 
     Raises:
         StoreExistsError: something is at ``path``.
@@ -197,6 +201,7 @@ def replicate(
             with db.open_store(draft) as file:
                 remember(file, source.target_id, url)
                 report.pulled = fill_draft(file, cut, source.target_id, on_progress)
+                complete(file)
             reached("replicate.filled")
             migrate.publish(draft, path)
         finally:

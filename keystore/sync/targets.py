@@ -263,13 +263,24 @@ def replicate(
                 f"{url}: a repository needs the root file that this replica is to trust.",
                 hint="Pass --root with the 1.root.json that `keystore repo create` named.",
             )
+        hub = opened_target.hub
+
+        def complete(file: StoreFile) -> None:
+            if hub is not None:
+                exchange.receive_revocations(file, hub, url, report)
+
         engine.replicate(
-            opened_target.source, url, path, report, origin_id=origin_id, on_progress=on_progress
+            opened_target.source,
+            url,
+            path,
+            report,
+            origin_id=origin_id,
+            complete=complete,
+            on_progress=on_progress,
         )
-        if opened_target.hub is not None:
+        if hub is not None:
             with open_store(path) as file:
-                exchange.receive_revocations(file, opened_target.hub, url, report)
-                exchange.check_in(file, opened_target.hub)
+                exchange.check_in(file, hub)
     return report
 
 
