@@ -1,8 +1,11 @@
 """What the failure tests share: a site of three, children that die, and what must hold."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,9 +148,9 @@ class Site:
         with open_store(self.replica) as file:
             self.usage += record(file, 1)
 
-    def sync(self, path: Path, *, reconcile: bool = False) -> Report:
+    def sync(self, path: Path, *, url: str | None = None, reconcile: bool = False) -> Report:
         with open_store(path) as file:
-            (report,) = targets.sync(file, self.url, reconcile=reconcile)
+            (report,) = targets.sync(file, url or self.url, reconcile=reconcile)
         return report
 
     def settle(self) -> None:
@@ -171,6 +174,33 @@ class Site:
             with open_store(path) as file:
                 assert digest.digest_store(file) == wanted
                 assert examine(file) == []
+
+
+def kill_backends(server: str) -> None:
+    """SIGKILL the server's processes that serve keystore: the whole server starts anew.
+
+    Raises:
+        AssertionError: there is none.
+    """
+    with psycopg.connect(server, autocommit=True) as conn:
+        found = conn.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'keystore'"
+        ).fetchall()
+    assert found
+    for (pid,) in found:
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(server: str) -> None:
+    """Wait until a server takes connections again, after it has gone."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            psycopg.connect(server, connect_timeout=5).close()
+        except psycopg.OperationalError:
+            assert time.monotonic() < deadline
+        else:
+            return
 
 
 def said(error: KeystoreError) -> str:

@@ -65,7 +65,7 @@ def revoked(file: StoreFile) -> set[tuple[str]]:
     return set(file.conn.execute("SELECT api_key FROM Revocations"))
 
 
-@pytest.mark.parametrize(("command", "step"), CASES, ids=" ".join)
+@pytest.mark.parametrize(("command", "step"), CASES, ids=map(" ".join, CASES))
 def test_a_kill_at_any_step_loses_nothing_and_counts_nothing_twice(
     site: Site, children: Children, tmp_path: Path, command: str, step: str
 ) -> None:

@@ -25,8 +25,11 @@ SET LOCAL TIME ZONE 'UTC';
 
 -- name: give_up_in_time
 -- A pusher that hangs must not keep the next one out for ever: the server ends its transaction, and
--- the next one does not wait longer than that.
+-- the next one does not wait longer than that. In the middle of a COPY only TCP notices who is gone.
 SELECT set_config('lock_timeout', '30s', TRUE),
+       set_config('tcp_keepalives_idle', '60', TRUE),
+       set_config('tcp_keepalives_interval', '10', TRUE),
+       set_config('tcp_keepalives_count', '6', TRUE),
        set_config('idle_in_transaction_session_timeout', '5min', TRUE);
 
 -- name: register

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 
 from keystore import sql
@@ -21,8 +22,28 @@ from keystore.tables import Table
 
 HUB_SCHEMA_VERSION = 3
 CONNECT_TIMEOUT_SECONDS = 10
+ANSWER_TIMEOUT_SECONDS = 600.0
+"""For how long the hub may say nothing before it counts as gone: longer than any merge takes."""
 
 _Q = sql.named("hub")
+_Row = tuple[Any, ...]
+_Result = TypeVar("_Result")
+
+
+class _Patient(psycopg.Connection[_Row]):
+    """Waits long, but not for ever: some networks drop a connection and tell neither side."""
+
+    def wait(
+        self, gen: PQGen[_Result], interval: float = 0.1, timeout: float | None = None
+    ) -> _Result:
+        try:
+            return super().wait(
+                gen, interval, ANSWER_TIMEOUT_SECONDS if timeout is None else timeout
+            )
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None:  # not the server's word: nobody knows where things stand
+                self.pgconn.finish()
+            raise
 
 
 class HubConnection:
@@ -38,11 +59,15 @@ class HubConnection:
                 hint="Check its spelling; write special characters in a password as %XX.",
             ) from None
         with hub_errors():
-            self.conn: Connection = psycopg.connect(
+            self.conn: Connection = _Patient.connect(
                 url,
                 autocommit=True,
                 application_name="keystore",
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                # A peer that vanished without a word is noticed after a minute, not two hours.
+                keepalives_idle=30,
+                keepalives_interval=10,
+                keepalives_count=3,
                 client_encoding="utf8",
             )
         self._target_id: str | None = None
