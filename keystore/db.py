@@ -18,6 +18,7 @@ from keystore import sql
 from keystore.errors import (
     ConstraintError,
     DamagedStoreError,
+    DiskFullError,
     KeystoreError,
     NotAKeystoreError,
     SchemaVersionError,
@@ -288,7 +289,11 @@ _TRANSLATIONS: dict[int, tuple[type[KeystoreError], str, str]] = {
     sqlite3.SQLITE_LOCKED: _BUSY,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_IOERR: _DAMAGED,
-    sqlite3.SQLITE_FULL: _DAMAGED,
+    sqlite3.SQLITE_FULL: (
+        DiskFullError,
+        "there is no room left on the disk.",
+        "Nothing was written; make room, then run the same command again.",
+    ),
     sqlite3.SQLITE_NOTADB: (NotAKeystoreError, "not a SQLite file.", "Check the path (--db)."),
     sqlite3.SQLITE_CANTOPEN: (
         NotAKeystoreError,

@@ -66,20 +66,20 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextmanager
-def new_database(server: str) -> Iterator[str]:
+def new_database(server: str, options: str = "") -> Iterator[str]:
     """URL of an empty database, for the length of a ``with`` block."""
     name = f"keystore_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload,unused-ignore]
+        conn.execute(f"CREATE DATABASE {name} {options}")  # type: ignore[call-overload,unused-ignore]
     yield server.rpartition("/")[0] + f"/{name}"
     with psycopg.connect(server, autocommit=True) as conn:
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload,unused-ignore]
 
 
 @contextmanager
-def new_hub(server: str) -> Iterator[str]:
+def new_hub(server: str, options: str = "") -> Iterator[str]:
     """URL of an empty hub, for the length of a ``with`` block."""
-    with new_database(server) as url:
+    with new_database(server, options) as url:
         with targets.hub_admin(url) as admin:
             admin.init()
         yield url

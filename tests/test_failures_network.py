@@ -93,12 +93,18 @@ def test_a_hub_that_falls_silent_is_given_up(
     site.check()
 
 
+def shorten(monkeypatch: pytest.MonkeyPatch, patience: str) -> None:
+    """Shorten one of the two times that the server is asked to wait."""
+    statements = dict(hub_connection._Q)
+    statements["give_up_in_time"] = statements["give_up_in_time"].replace(patience, "50ms")
+    monkeypatch.setattr(hub_connection, "_Q", statements)
+
+
 def test_a_pusher_that_falls_silent_does_not_keep_the_next_one_out_for_ever(
     site: Site, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said_by_second: list[str] = []
-    fast = hub_connection._Q["give_up_in_time"].replace("30s", "50ms")
-    monkeypatch.setitem(hub_connection._Q, "give_up_in_time", fast)
+    shorten(monkeypatch, "30s")
     monkeypatch.setattr(hub_connection, "ANSWER_TIMEOUT_SECONDS", 0.2)
     site.change()
 
@@ -121,8 +127,7 @@ def test_a_pusher_that_idles_in_its_transaction_is_ended_by_the_server(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next pusher gets the lock while the first, which is ended, still lives."""
-    fast = hub_connection._Q["give_up_in_time"].replace("5min", "50ms")
-    monkeypatch.setitem(hub_connection._Q, "give_up_in_time", fast)
+    shorten(monkeypatch, "5min")
     site.change()
 
     def second() -> None:

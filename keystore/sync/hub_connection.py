@@ -125,7 +125,11 @@ def hub_errors() -> Iterator[None]:
             f"the hub's disk is full: {_first_line(error)}.",
             hint="Nothing was changed; run the same command again when there is room.",
         ) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except (
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+        psycopg.errors.IdleInTransactionSessionTimeout,  # which the driver counts as internal
+    ) as error:
         raise TargetUnavailableError(
             f"the hub cannot be reached or stopped answering: {_first_line(error)}.",
             hint="Nothing is lost; run the same command again when it is back.",
