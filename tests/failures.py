@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from keystore import Store, failpoint
+from keystore.backup import backup
 from keystore.db import StoreFile, open_store
 from keystore.doctor import examine
 from keystore.errors import KeystoreError
@@ -51,8 +52,7 @@ def copy(path: Path, name: str) -> Path:
     """Copy a store as a disk image would: the incarnation, too."""
     twin = path.with_name(name)
     with open_store(path) as file:
-        file.conn.execute("VACUUM INTO ?", (str(twin),))
-    twin.chmod(0o600)
+        backup(file, twin)
     return twin
 
 
