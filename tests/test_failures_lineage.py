@@ -5,11 +5,9 @@ would leave it with a record that the origin has changed or deleted since: a key
 pass for ever.
 """
 
-import copy as copying
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from keystore import Reason, Store, Validator
@@ -21,63 +19,8 @@ from keystore.sync.engine import Report
 from keystore.sync.folder import Folder
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
+from tests.centre import Centre
 from tests.failures import copy, pull, push
-
-
-class Centre:
-    """A hub that can be put back to an earlier state."""
-
-    def __init__(self, url: str | None) -> None:
-        self.url = url
-        self.memory = MemoryHub()
-        self.kept: dict[str, object] = {}
-        self.opened: list[PostgresHub] = []
-
-    @property
-    def hub(self) -> MemoryHub | PostgresHub:
-        if self.url is None:
-            return self.memory
-        for hub in self.opened:
-            hub.close()
-        self.opened = [PostgresHub(self.url)]
-        return self.opened[0]
-
-    def keep(self) -> None:
-        if self.url is None:
-            state = {name: value for name, value in vars(self.memory).items() if name != "_lock"}
-            self.kept = copying.deepcopy(state)
-        else:
-            self._copy_database("", "_kept")
-
-    def put_back(self) -> None:
-        if self.url is None:
-            vars(self.memory).update(copying.deepcopy(self.kept))
-        else:
-            self._copy_database("_kept", "")
-
-    def revoke(self, api_key: str) -> None:
-        if self.url is None:
-            self.memory.revoke(api_key)
-        else:
-            with targets.hub_admin(self.url) as admin:
-                admin.revoke(api_key)
-
-    def close(self) -> None:
-        for hub in self.opened:
-            hub.close()
-        if self.url is not None:
-            self._run("DROP DATABASE IF EXISTS {0}_kept")
-
-    def _copy_database(self, source: str, target: str) -> None:
-        for hub in self.opened:
-            hub.close()
-        self._run(f"DROP DATABASE IF EXISTS {{0}}{target} WITH (FORCE)")
-        self._run(f"CREATE DATABASE {{0}}{target} TEMPLATE {{0}}{source}")
-
-    def _run(self, statement: str) -> None:
-        server, _, name = (self.url or "").rpartition("/")
-        with psycopg.connect(f"{server}/postgres", autocommit=True) as conn:
-            conn.execute(statement.format(name))  # type: ignore[call-overload,unused-ignore]
 
 
 @pytest.fixture(params=["memory", "postgres"])
