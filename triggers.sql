@@ -361,6 +361,23 @@ CREATE TRIGGER trg_revocations_insert AFTER INSERT ON Revocations BEGIN
     SELECT 'APIKeys', api_key_id, 'UPDATE' FROM APIKeys WHERE api_key = NEW.api_key;
 END;
 
+-- (with RAISE: a CHECK would let who writes with OR IGNORE believe that the key is revoked)
+CREATE TRIGGER trg_revocations_form BEFORE INSERT ON Revocations
+WHEN typeof(NEW.api_key) <> 'text' OR instr(NEW.api_key, char(0)) > 0
+     OR NEW.api_key NOT GLOB '????????-????-????-????-????????????'
+     OR length(replace(NEW.api_key, '-', '')) <> 32
+     OR replace(NEW.api_key, '-', '') GLOB '*[^0-9a-f]*'
+     OR instr(NEW.reason, char(0)) > 0
+     OR NEW.revoked_at IS NOT datetime(strftime('%s', NEW.revoked_at), 'unixepoch') BEGIN
+    SELECT RAISE(ABORT, 'a revocation holds a UUID in lower case, a time in UTC, and no NUL');
+END;
+
+CREATE TRIGGER trg_revocations_insert_replaced BEFORE INSERT ON Revocations
+WHEN EXISTS (SELECT 1 FROM Revocations
+             WHERE revocation_id = NEW.revocation_id AND api_key <> NEW.api_key) BEGIN
+    SELECT RAISE(ABORT, 'Revocations only grow');
+END;
+
 CREATE TRIGGER trg_revocations_update BEFORE UPDATE ON Revocations BEGIN
     SELECT RAISE(ABORT, 'Revocations only grow');
 END;
@@ -372,5 +389,13 @@ END;
 CREATE TRIGGER trg_apikeys_revoked BEFORE UPDATE OF is_active ON APIKeys
 WHEN NEW.is_active AND NOT OLD.is_active AND NOT (SELECT replaying FROM StoreInfo)
      AND EXISTS (SELECT 1 FROM Revocations WHERE api_key = OLD.api_key) BEGIN
+    SELECT RAISE(ABORT, 'this key was revoked at a hub, which is for good: issue a new one');
+END;
+
+-- (deleted and inserted again, or replaced)
+CREATE TRIGGER trg_apikeys_insert_revoked BEFORE INSERT ON APIKeys
+WHEN NEW.is_active AND NEW.status <> 'revoked'
+     AND EXISTS (SELECT 1 FROM Revocations WHERE api_key = NEW.api_key)
+     AND NOT (SELECT replaying FROM StoreInfo) BEGIN
     SELECT RAISE(ABORT, 'this key was revoked at a hub, which is for good: issue a new one');
 END;

@@ -147,8 +147,8 @@ class Reader:
 
     Iterate once over the pages; then ``up_to`` and ``as_of_at`` tell the *cut*: the pages
     together carry the store's state exactly as it was right after change ``up_to``, and at
-    ``as_of_at`` (UTC text) no later change had been made. When everything was asked for,
-    ``counts`` holds the number of rows by table at the cut.
+    ``as_of_at`` (UTC text) no later change had been made. ``counts`` holds the number of rows by
+    table at the cut.
 
     No read transaction is open between two pages, so the consumer may wait for a network without
     pinning the WAL. Records that change meanwhile are read again in a next round; the last round
@@ -161,7 +161,9 @@ class Reader:
         self._page_size = page_size
         self.up_to = 0
         self.as_of_at = ""
-        self.counts: dict[str, int] | None = None
+        self.counts: dict[str, int] = {}
+        self.expected: int | None = None
+        """Records to come, as far as the first round can tell; ``None`` before it."""
 
     def __iter__(self) -> Iterator[Page]:
         with self._file.errors():
@@ -170,17 +172,21 @@ class Reader:
         if after is None:
             with self._file.read() as conn:
                 after = head(conn)
+                self.expected = sum(count_records(conn, table) for table in TRACKED)
             for table in TRACKED:
                 yield from (Page(table, rows) for rows in self._windows("all_records", table))
             repeats = True
         while True:
             with self._file.read() as conn:
                 self.as_of_at, self.up_to = utc_text(), head(conn)
-                is_last = self._fill_pending(conn, after) <= self._page_size
+                pending = self._fill_pending(conn, after)
+                if self.expected is None:
+                    self.expected = pending
+                is_last = pending <= self._page_size
                 final = [
                     (t, self._window(conn, "pending_records", t, 0)) for t in TRACKED if is_last
                 ]
-                if is_last and self._after is None:
+                if is_last:
                     self.counts = {table.name: count_records(conn, table) for table in TRACKED}
             if is_last:
                 yield from (_page(table, found, repeats) for table, found in final if found)

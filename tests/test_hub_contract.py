@@ -11,7 +11,7 @@ from keystore.db import SCHEMA_VERSION, open_store
 from keystore.errors import NotFoundError
 from keystore.sync import engine, exchange, targets
 from keystore.sync.engine import Report
-from keystore.sync.hub_admin import HubAdmin
+from keystore.sync.hub_admin import HubAdmin, Revoked
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
 from keystore.sync.protocols import CheckIn, Revocation
@@ -31,7 +31,7 @@ class Centre:
             targets.sync_opened(file, self.hub, report)
         return report
 
-    def revoke(self, api_key: str, reason: str | None = None) -> Revocation:
+    def revoke(self, api_key: str, reason: str | None = None) -> Revocation | Revoked:
         (item,) = self.operator.revoke(api_key, reason=reason)
         return item
 

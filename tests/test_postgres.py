@@ -8,7 +8,12 @@ import pytest
 
 from keystore import Store
 from keystore.db import open_store
-from keystore.errors import SchemaVersionError, TargetError, TargetNotReadyError
+from keystore.errors import (
+    IncompleteStateError,
+    SchemaVersionError,
+    TargetError,
+    TargetNotReadyError,
+)
 from keystore.sync import digest, engine, targets
 from keystore.sync.engine import Report
 from keystore.sync.hub_admin import HubAdmin
@@ -185,3 +190,57 @@ def test_a_failed_pull_leaves_the_replica_and_the_connection_usable(
         engine.pull(file, hub, hub_url, report)
         assert report.pulled == 1
     hub.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            "UPDATE Plans SET created_at = '2026-99-99 00:00:00' WHERE plan_id = 3",
+            "Plans 3 .*created_at",
+        ),
+        ("UPDATE Plans SET name = CAST(x'610062' AS TEXT) WHERE plan_id = 3", "Plans 3 .*NUL"),
+        ("UPDATE Plans SET max_staleness_seconds = 'soon' WHERE plan_id = 3", "Plans 3 .*number"),
+        ("UPDATE APIKeys SET account_id = 1.5", "APIKeys 1 .*number"),
+    ],
+)
+def test_a_row_that_cannot_be_pushed_is_named_and_nothing_is_pushed(
+    hub_url: str, store: Store, damage: str, said: str
+) -> None:
+    push(store, hub_url)
+    store.issue_key("ada@example.org")
+    for number in range(3):
+        store.add_plan(f"plan {number}")
+    store.file.conn.execute("PRAGMA ignore_check_constraints = ON")
+    store.file.conn.execute("PRAGMA foreign_keys = OFF")
+    store.file.conn.execute(damage)
+    with pytest.raises(TargetError, match=said):
+        push(store, hub_url)
+    with psycopg.connect(hub_url) as conn:
+        assert conn.execute("SELECT count(*) FROM keystore.plans").fetchone() == (1,)
+    store.file.conn.execute("DELETE FROM Plans WHERE plan_id = 3")
+    store.file.conn.execute("UPDATE APIKeys SET account_id = 1")
+    store.file.conn.execute("PRAGMA ignore_check_constraints = OFF")
+    push(store, hub_url)
+    assert_hub_equals(hub_url, store)
+
+
+def test_a_hub_that_lost_rows_is_noticed_and_the_last_good_state_stays(
+    hub_url: str, store: Store, tmp_path: Path
+) -> None:
+    push(store, hub_url)
+    path = tmp_path / "replica.db"
+    targets.replicate(hub_url, path)
+    with psycopg.connect(hub_url) as conn:
+        conn.execute("DELETE FROM keystore.accounts")
+        conn.execute("UPDATE keystore.stores SET tombstone_horizon = 1000")
+    with pytest.raises(IncompleteStateError, match="1 Accounts"):
+        targets.replicate(hub_url, tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
+    store.add_plan("new")
+    push(store, hub_url)
+    with open_store(path) as file:
+        before = digest.digest_store(file)
+        with pytest.raises(IncompleteStateError):
+            targets.sync(file, hub_url)
+        assert digest.digest_store(file) == before

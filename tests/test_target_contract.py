@@ -361,3 +361,20 @@ def test_a_crash_at_any_transaction_of_push_and_pull_loses_and_repeats_nothing(
         if crashing.seen < fatal:
             assert fatal > 5
             return
+
+
+def test_a_replica_that_lost_rows_gets_everything_with_its_next_pull(
+    target: Pair, store: Store, tmp_path: Path
+) -> None:
+    target.push(store)
+    target.replicate(tmp_path / "replica.db")
+    with open_store(tmp_path / "replica.db") as file:
+        file.conn.executescript(
+            "UPDATE StoreInfo SET replaying = 1; DELETE FROM Accounts;"
+            "UPDATE StoreInfo SET replaying = 0"
+        )
+    store.add_service("maps")
+    target.push(store)
+    target.pull(tmp_path / "replica.db")
+    with open_store(tmp_path / "replica.db") as file:
+        assert digest.digest_store(file) == digest.digest_store(store.file)

@@ -4,7 +4,8 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,6 +163,21 @@ def show_pairs(value: object, pairs: Sequence[tuple[str, object]]) -> None:
     """Print labelled lines, or ``value`` as JSON."""
     width = max(len(label) for label, _ in pairs)
     show(value, "\n".join(f"{label:<{width}}  {_cell(item)}".rstrip() for label, item in pairs))
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Draw a progress bar on standard error, at a terminal only; call it with done and total."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _cell(value: object) -> str:

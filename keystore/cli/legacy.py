@@ -1,14 +1,11 @@
 """The command that moves a store of the old schema: import-legacy."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from keystore.cli.common import json_option, plural, printable, show
-from keystore.legacy import Imported, Progress
+from keystore.cli.common import json_option, plural, printable, progress_bar, show
+from keystore.legacy import Imported
 from keystore.legacy import import_legacy as move
 
 
@@ -43,7 +40,7 @@ def import_legacy(old: Path, new: Path, orphans: str, report: Path | None) -> No
     """
     if (orphans == "set-aside") != (report is not None):
         raise click.UsageError("--orphans set-aside and --report FILE go together.")
-    with _progress_bar() as progress:
+    with progress_bar("rows") as progress:
         done = move(old, new, report=report, progress=progress)
     show(done, _told(old, done))
 
@@ -65,25 +62,6 @@ def _told(old: Path, done: Imported) -> str:
     if done.tables_not_carried:
         lines.append(f"Tables not carried: {', '.join(done.tables_not_carried)}.")
     return "\n".join(map(printable, lines))
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn
-    from rich.progress import Progress as Bar
-
-    with Bar(
-        *Bar.get_default_columns(),
-        MofNCompleteColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("rows", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 COMMANDS: tuple[click.Command, ...] = (import_legacy,)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from keystore.cli.common import db_option, json_option, plural, show, store_options
+from keystore.cli.common import db_option, json_option, plural, progress_bar, show, store_options
 from keystore.db import open_store
 from keystore.errors import InvalidInputError, UnsupportedTargetError
 from keystore.sync import targets
@@ -66,7 +66,7 @@ def sync(
     """
     reports: list[Report] = []
     try:
-        with open_store(db_path) as file:
+        with open_store(db_path) as file, progress_bar("records") as on_progress:
             targets.sync(
                 file,
                 target,
@@ -75,6 +75,7 @@ def sync(
                 root=read_root(root_path),
                 reconcile=reconcile,
                 on_report=reports.append,
+                on_progress=on_progress,
             )
     finally:  # what was done is said, even if another target failed
         if reports:
@@ -102,7 +103,10 @@ def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: P
       keystore replicate https://cdn.example.org/keys edge.db --root 1.root.json
     """
     origin = str(origin_id) if origin_id else None
-    report = targets.replicate(target, path, origin_id=origin, root=read_root(root_path))
+    with progress_bar("records") as on_progress:
+        report = targets.replicate(
+            target, path, origin_id=origin, root=read_root(root_path), on_progress=on_progress
+        )
     show(report, f"Made replica {path}. {_sentence(report)}")
 
 
@@ -208,12 +212,12 @@ def read_root(path: Path | None) -> bytes | None:
 
 def _sentence(report: Report) -> str:
     done = []
+    if report.revocations:
+        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pushed is not None:
         done.append(f"pushed {plural(report.pushed, 'record')}")
     if report.reconciled is not None:
         done.append(f"reconciled {plural(report.reconciled, 'record')}")
-    if report.revocations:
-        done.append(f"took over {plural(report.revocations, 'revocation')}")
     if report.pulled is not None:
         done.append(f"pulled {plural(report.pulled, 'record')}")
     if report.usage is not None:

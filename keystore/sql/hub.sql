@@ -109,9 +109,12 @@ UPDATE keystore.stores SET
     tombstone_horizon = CASE WHEN %(is_whole)s THEN %(acknowledged_change)s
                         ELSE tombstone_horizon END,
     push_token = %(push_token)s,
+    record_counts = %(record_counts)s,
     as_of_at = %(as_of_at)s::TIMESTAMPTZ,
     program_version = %(program_version)s,
-    seen_revocation = %(seen_revocation)s,
+    seen_revocation = least(%(seen_revocation)s, (
+        SELECT coalesce(max(revocation_id), 0) FROM keystore.revocations
+        WHERE store_id = %(store_id)s)),
     last_seen_at = now()
 WHERE store_id = %(store_id)s;
 
@@ -123,7 +126,7 @@ SELECT store_id::TEXT FROM keystore.stores WHERE as_of_at IS NOT NULL ORDER BY c
 
 -- name: cut
 SELECT s.store_id::TEXT, s.incarnation::TEXT, s.token_prefix, s.schema_version,
-       s.acknowledged_change, left(s.as_of_at::TEXT, 19), s.tombstone_horizon
+       s.acknowledged_change, left(s.as_of_at::TEXT, 19), s.tombstone_horizon, s.record_counts
 FROM keystore.stores AS s
 WHERE s.store_id = %(store_id)s AND s.as_of_at IS NOT NULL;
 
@@ -197,7 +200,7 @@ ORDER BY revocation_id;
 
 -- name: key_owners
 SELECT store_id::TEXT, api_key::TEXT FROM keystore.api_keys
-WHERE api_key::TEXT = %(key)s OR api_key_hash = %(hash)s
+WHERE api_key = %(key)s::UUID OR api_key_hash = %(hash)s
 ORDER BY store_id;
 
 -- name: next_revocation
@@ -229,11 +232,13 @@ VALUES (%(store_id)s, current_user, 'own')
 ON CONFLICT DO NOTHING;
 
 -- name: check_in
+-- (least: numbers that a hub forgot when it was put back are no receipts for those it gives anew)
 INSERT INTO keystore.replicas AS r (store_id, incarnation, origin_id, token, schema_version,
                                     program_version, as_of_change, as_of_at, seen_revocation)
 VALUES (%(store_id)s, %(incarnation)s, %(origin_id)s, %(token)s, %(schema_version)s,
         %(program_version)s, %(as_of_change)s, (%(as_of_at)s || '+00')::TIMESTAMPTZ,
-        %(seen_revocation)s)
+        least(%(seen_revocation)s, (SELECT coalesce(max(revocation_id), 0)
+                                    FROM keystore.revocations WHERE store_id = %(origin_id)s)))
 ON CONFLICT (store_id, incarnation) DO UPDATE SET
     origin_id = excluded.origin_id,
     token = excluded.token,
@@ -245,3 +250,52 @@ ON CONFLICT (store_id, incarnation) DO UPDATE SET
     last_seen_at = now()
 WHERE r.token IN (%(last)s, %(token)s) OR r.token < %(last)s
 RETURNING token;
+
+-- name: fleet
+-- Ages by the hub's clock. as_of_at is of the origin's: should that be ahead, one of the two is off
+-- by the difference, and the data may be that old.
+WITH members AS (
+    SELECT store_id, incarnation, 'origin' AS role, store_id AS origin_id, program_version,
+           schema_version, acknowledged_change AS as_of_change, as_of_at, seen_revocation,
+           last_seen_at
+    FROM keystore.stores
+    UNION ALL
+    SELECT store_id, incarnation, 'replica', origin_id, program_version,
+           schema_version, as_of_change, as_of_at, seen_revocation, last_seen_at
+    FROM keystore.replicas
+), aged AS (
+    SELECT m.*,
+           CASE WHEN o.as_of_at IS NOT NULL
+                THEN greatest(o.acknowledged_change - m.as_of_change, 0) END AS behind,
+           abs(extract(EPOCH FROM now() - m.as_of_at))::FLOAT8 AS age,
+           greatest(extract(EPOCH FROM now() - m.last_seen_at), 0)::FLOAT8 AS silent,
+           (SELECT count(*) FROM keystore.revocations AS r
+            WHERE r.store_id = m.origin_id AND r.revocation_id > m.seen_revocation) AS missing,
+           (SELECT min(p.max_staleness_seconds) FROM keystore.plans AS p
+            WHERE p.store_id = m.origin_id) AS bound
+    FROM members AS m
+    LEFT JOIN keystore.stores AS o ON o.store_id = m.origin_id
+)
+SELECT store_id::TEXT, incarnation::TEXT, role, origin_id::TEXT, program_version, schema_version,
+       CASE WHEN as_of_at IS NOT NULL THEN as_of_change END,
+       to_char(as_of_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), behind, age,
+       to_char(last_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), silent,
+       seen_revocation, missing, coalesce(age > bound, FALSE) OR silent > %(stale_after)s
+FROM aged
+ORDER BY origin_id, role, store_id, incarnation;
+
+-- name: receipts
+SELECT r.store_id::TEXT, r.revocation_id, r.api_key::TEXT, r.reason,
+       to_char(r.revoked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),
+       greatest(extract(EPOCH FROM now() - r.revoked_at), 0)::FLOAT8
+FROM keystore.revocations AS r
+WHERE %(hash)s::TEXT IS NULL OR r.api_key = %(key)s::UUID OR EXISTS (
+    SELECT FROM keystore.api_keys AS k
+    WHERE k.store_id = r.store_id AND k.api_key = r.api_key AND k.api_key_hash = %(hash)s)
+ORDER BY r.revoked_at DESC, r.store_id, r.revocation_id DESC;
+
+-- name: forget_replica
+DELETE FROM keystore.replicas WHERE store_id = %(store_id)s RETURNING incarnation;
+
+-- name: is_origin
+SELECT EXISTS (SELECT FROM keystore.stores WHERE store_id = %(store_id)s);

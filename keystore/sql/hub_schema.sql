@@ -30,6 +30,9 @@ CREATE TABLE keystore.stores (
     push_token UUID,
     -- origin's clock: no change later than acknowledged_change had been made then
     as_of_at TIMESTAMPTZ,
+    -- rows by table, as the origin counted them at that change; not what is counted here, so that rows
+    -- that get lost here are noticed
+    record_counts JSONB,
     -- what was deleted up to this change is forgotten: who asks for what is later than an earlier
     -- change gets everything
     tombstone_horizon BIGINT NOT NULL DEFAULT 0,

@@ -24,21 +24,28 @@ WHERE :account_id IS NULL OR a.account_id = :account_id
 ORDER BY a.email;
 
 -- name: keys
-SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.status,
-       k.status_reason, k.label, k.expires_at, k.allowed_networks, k.metadata, k.created_at,
-       k.updated_at
+-- What was revoked at a hub is revoked, though a replica's row is its origin's.
+SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account,
+       k.is_active AND r.api_key IS NULL AS is_active,
+       iif(r.api_key IS NULL, k.status, 'revoked') AS status,
+       iif(r.api_key IS NULL OR k.status = 'revoked', k.status_reason, r.reason) AS status_reason,
+       k.label, k.expires_at, k.allowed_networks, k.metadata, k.created_at, k.updated_at
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
+LEFT JOIN Revocations AS r ON r.api_key = k.api_key
 WHERE (:account IS NULL OR a.email = :account)
-  AND (:status IS NULL OR k.status = :status)
+  AND (:status IS NULL OR iif(r.api_key IS NULL, k.status, 'revoked') = :status)
 ORDER BY k.api_key_id;
 
 -- name: key
-SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account, k.is_active, k.status,
-       k.status_reason, k.label, k.expires_at, k.allowed_networks, k.metadata, k.created_at,
-       k.updated_at
+SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account,
+       k.is_active AND r.api_key IS NULL AS is_active,
+       iif(r.api_key IS NULL, k.status, 'revoked') AS status,
+       iif(r.api_key IS NULL OR k.status = 'revoked', k.status_reason, r.reason) AS status_reason,
+       k.label, k.expires_at, k.allowed_networks, k.metadata, k.created_at, k.updated_at
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
+LEFT JOIN Revocations AS r ON r.api_key = k.api_key
 WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash;
 
 -- name: plan_id

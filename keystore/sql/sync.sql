@@ -25,6 +25,9 @@ SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
 -- Another target answers at this URL now; what was noted of the old one stays, should it return.
 UPDATE SyncTargets SET url = NULL WHERE url = :url AND target_id <> :target_id;
 
+-- name: forget_url
+UPDATE SyncTargets SET url = NULL WHERE url = ?;
+
 -- name: add_target
 INSERT INTO SyncTargets (target_id, url, usage_only) VALUES (:target_id, :url, :usage_only)
 ON CONFLICT (target_id) DO UPDATE SET
@@ -60,11 +63,14 @@ WHERE target_id = :target_id;
 INSERT INTO Revocations (api_key, reason, revoked_at) VALUES (:api_key, :reason, :revoked_at)
 ON CONFLICT (api_key) DO NOTHING;
 
+-- name: add_status_revoked
+-- (an operator may have removed it; without it, who has only the origin's rows would hear of nothing)
+INSERT INTO APIKeyStatuses (name, description) SELECT 'revoked', 'stopped for good'
+WHERE NOT EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'revoked');
+
 -- name: revoke_key
--- (an operator may have removed the status; the row in Revocations denies the key all the same)
 UPDATE APIKeys SET status = 'revoked', status_reason = :reason, updated_at = CURRENT_TIMESTAMP
-WHERE api_key = :api_key AND status <> 'revoked'
-  AND EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'revoked');
+WHERE api_key = :api_key AND status <> 'revoked';
 
 -- name: acknowledge_revocations
 UPDATE SyncTargets SET
@@ -144,9 +150,6 @@ INSERT INTO {table} ({columns}) VALUES ({marks});
 
 -- name: count_records
 SELECT count(*) FROM {table};
-
--- name: count_incoming
-SELECT count(*) FROM temp.Incoming{table};
 
 -- name: skip_unchanged
 -- (columns of temporary tables made by CREATE … AS compare in BINARY, e-mail addresses included)

@@ -7,19 +7,25 @@ bytes, ``:``, its text, ``,``; NULL is ``-,``; a row is its values, a bucket is 
 
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from itertools import groupby
+from itertools import groupby, islice
+from typing import TYPE_CHECKING
 
 from keystore import changelog
-from keystore.changelog import Page
+from keystore.changelog import Page, Record
 from keystore.db import StoreFile
 from keystore.tables import BY_NAME, TRACKED, Table, WireRow
 
+if TYPE_CHECKING:
+    import sqlite3
+
 BUCKET_SIZE = 1024
+BUCKETS_AT_ONCE = 64
 
 Bucket = tuple[str, int]
 """Table name and number of the bucket: the id divided by ``BUCKET_SIZE``."""
 Buckets = dict[Bucket, str]
 """SHA-256 in hex by bucket; buckets without rows are absent."""
+Rows = dict[Record, WireRow]
 
 
 def bucket_of(table: Table, row: WireRow) -> Bucket:
@@ -62,6 +68,35 @@ def digest_pages(pages: Iterable[Page]) -> Buckets:
 def differing(ours: Buckets, theirs: Buckets) -> set[Bucket]:
     """Return the buckets that two states do not share."""
     return {bucket for bucket, _ in ours.items() ^ theirs.items()}
+
+
+def batches(buckets: Iterable[Bucket]) -> Iterator[list[Bucket]]:
+    """Yield buckets in order, a few at a time: as many as their rows fit into memory well."""
+    rest = iter(sorted(buckets))
+    while batch := list(islice(rest, BUCKETS_AT_ONCE)):
+        yield batch
+
+
+def rows_of_buckets(conn: "sqlite3.Connection", buckets: Iterable[Bucket]) -> Rows:
+    """Read the rows of some buckets; call it in a read transaction."""
+    return {
+        (table.name, int(row[0] or 0)): row
+        for table, first, last in ranges(buckets)
+        for row in changelog.records_of(conn, table, first, last)
+    }
+
+
+def rows_by_record(pages: Iterable[Page]) -> Rows:
+    """Collect the rows of pages."""
+    return {(page.table.name, int(row[0] or 0)): row for page in pages for row in page.rows}
+
+
+def compare(ours: Rows, theirs: Rows) -> Iterator[tuple[Record, WireRow | None, WireRow | None]]:
+    """Yield what is not the same: the record, our row and their row."""
+    for record in sorted(ours.keys() | theirs.keys()):
+        our_row, their_row = ours.get(record), theirs.get(record)
+        if our_row != their_row:
+            yield record, our_row, their_row
 
 
 def summary(buckets: Buckets) -> str:

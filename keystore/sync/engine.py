@@ -12,22 +12,20 @@ the target commits, and the target keeps it with the rows. Afterwards
 """
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keystore import changelog, db, migrate, sql
 from keystore._version import __version__
-from keystore.changelog import Page, Reader, Record
+from keystore.changelog import Reader
 from keystore.db import StoreFile
-from keystore.errors import ForkedStoreError, WrongRoleError
+from keystore.errors import ForkedStoreError, IncompleteStateError, WrongRoleError
 from keystore.failpoint import reached
 from keystore.sync import digest
-from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
+from keystore.sync.progress import OnProgress, nobody
+from keystore.sync.protocols import Origin, Pull, PushSession, Sink, Source, TargetState
 from keystore.sync.replay import fill_draft, replay
-
-OnProgress = Callable[[int], None]
-"""Called with the number of records that have been moved so far."""
 
 _Q = sql.named("sync")
 
@@ -60,10 +58,6 @@ class Bookkeeping:
     last_revocation: str | None
 
 
-def _ignore(_: int) -> None:
-    """Report progress to nobody."""
-
-
 def push(
     file: StoreFile,
     sink: Sink,
@@ -71,7 +65,7 @@ def push(
     report: Report,
     *,
     reconcile: bool = False,
-    on_progress: OnProgress = _ignore,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Bring the target to the origin's present state.
 
@@ -141,7 +135,7 @@ def pull(
     url: str,
     report: Report,
     *,
-    on_progress: OnProgress = _ignore,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Bring a replica to the state that the target holds of its origin.
 
@@ -156,20 +150,28 @@ def pull(
             hint="Make a replica with `keystore replicate`.",
         )
     remember(file, source.target_id, url)
-    after = info.as_of_change
-    while True:
-        with source.pull(info.origin_id, after) as cut:
-            reached("pull.opened")
-            is_same_count = cut.origin.incarnation == info.origin_incarnation
-            if cut.counts is not None or is_same_count:
-                report.pulled = replay(file, cut, source.target_id, on_progress)
-                break
-        # The origin was put back to an earlier state. It counts its changes anew from there, so
-        # what is later than ours by number is not all that we lack.
-        after = None
+    try:
+        _pull_after(file, source, info.as_of_change, report, on_progress)
+    except IncompleteStateError:
+        # Something is missing here or there. If it is here, everything anew mends it.
+        _pull_after(file, source, None, report, on_progress)
     held = file.info()  # later than the cut, if another process has pulled meanwhile
     report.as_of_change, report.as_of_at = held.as_of_change, held.as_of_at
     reached("pull.done")
+
+
+def _pull_after(
+    file: StoreFile, source: Source, after: int | None, report: Report, on_progress: OnProgress
+) -> None:
+    info = file.info()
+    with source.pull(info.origin_id, after) as cut:
+        reached("pull.opened")
+        if cut.is_everything or cut.origin.incarnation == info.origin_incarnation:
+            report.pulled = replay(file, cut, source.target_id, on_progress)
+            return
+    # The origin was put back to an earlier state. It counts its changes anew from there, so what is
+    # later than ours by number is not all that we lack.
+    _pull_after(file, source, None, report, on_progress)
 
 
 def replicate(
@@ -179,13 +181,12 @@ def replicate(
     report: Report,
     *,
     origin_id: str | None = None,
-    complete: Callable[[StoreFile], None] = lambda _: None,
-    on_progress: OnProgress = _ignore,
+    on_filled: Callable[[StoreFile], None] = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Make a replica at ``path``, complete with its first pull, or nothing.
 
-    ``complete`` is called with the replica before it appears at ``path``, for what else it must
-    have from its first moment on.
+    ``on_filled`` gets the replica before anybody else can see it.
 
     Raises:
         StoreExistsError: something is at ``path``.
@@ -201,7 +202,7 @@ def replicate(
             with db.open_store(draft) as file:
                 remember(file, source.target_id, url)
                 report.pulled = fill_draft(file, cut, source.target_id, on_progress)
-                complete(file)
+                on_filled(file)
             reached("replicate.filled")
             migrate.publish(draft, path)
         finally:
@@ -263,14 +264,16 @@ def _reconcile(file: StoreFile, session: PushSession) -> int:
         with file.write() as conn:
             changelog.distrust(conn)
         return 0
-    buckets = digest.differing(digest.digest_store(file), theirs)
-    records: set[Record] = set(session.records(buckets))
-    with file.write() as conn:
-        for table, first, last in digest.ranges(buckets):
-            rows = changelog.records_of(conn, table, first, last)
-            records |= {(table.name, int(row[0] or 0)) for row in rows}
-        changelog.log_records(conn, sorted(records))
-    return len(records)
+    count = 0
+    for buckets in digest.batches(digest.differing(digest.digest_store(file), theirs)):
+        their_rows = digest.rows_by_record(session.bucket_pages(buckets))
+        with file.read() as conn:
+            our_rows = digest.rows_of_buckets(conn, buckets)
+        records = sorted(record for record, _, _ in digest.compare(our_rows, their_rows))
+        with file.write() as conn:
+            changelog.log_records(conn, records)
+        count += len(records)
+    return count
 
 
 def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -> None:
@@ -281,11 +284,11 @@ def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -
         )
 
 
-def _send(pages: Iterable[Page], session: PushSession, on_progress: OnProgress) -> int:
+def _send(reader: Reader, session: PushSession, on_progress: OnProgress) -> int:
     sent = 0
-    for page in pages:
+    for page in reader:
         session.send(page)
         sent += len(page.rows) + len(page.deleted)
-        on_progress(sent)
+        on_progress(sent, reader.expected)
         reached("push.page")
     return sent

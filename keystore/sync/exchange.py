@@ -37,6 +37,8 @@ def receive_revocations(file: StoreFile, hub: Hub, url: str, report: Report) -> 
         return
     reached("revocations.received")
     with file.write() as conn:
+        if info.is_origin:
+            conn.execute(_Q["add_status_revoked"])
         for item in found:
             row = {"api_key": item.api_key, "reason": item.reason, "revoked_at": item.revoked_at}
             conn.execute(_Q["add_revocation"], row)

@@ -21,10 +21,11 @@ from tuf.ngclient import Updater
 from urllib3.exceptions import HTTPError
 
 from keystore import db
-from keystore.changelog import Page, Record
+from keystore.changelog import Page
 from keystore.errors import (
     ExpiredRepositoryError,
     ForeignOriginError,
+    IncompleteStateError,
     TargetNotReadyError,
     TargetUnavailableError,
     UntrustedRepositoryError,
@@ -141,7 +142,7 @@ class _FilePush:
         self._path.unlink(missing_ok=True)
         self._conn, self._starts_over = None, True
 
-    def records(self, _: Collection[Bucket]) -> Iterator[Record]:
+    def bucket_pages(self, _: Collection[Bucket]) -> Iterator[Page]:
         return iter(())
 
     def highest_ids(self) -> PageCounts:
@@ -155,14 +156,19 @@ class _FilePush:
         conn.executemany(fill("put", page.table), page.rows)
         conn.execute("COMMIT")
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         target, data, length = self._last.target, None, 0
         if self._conn is None and target is not None and self._said is not None:
-            counts, length = self._said.counts, self._said.length
+            held, length = self._said.counts, self._said.length
         else:
-            data, counts, length = self._packed()
+            data, held, length = self._packed()
             target = TargetFile(
                 len(data), {"sha256": hashlib.sha256(data).hexdigest()}, SNAPSHOT_NAME
+            )
+        if held != counts:
+            raise IncompleteStateError(
+                f"the repository would hold {held}, the store has {dict(counts)}.",
+                hint="Nothing was published; please report this.",
             )
         said = Announcement(
             origin_id=self.origin.store_id,
@@ -254,7 +260,8 @@ class FileSource:
                 ),
                 as_of_change=said.up_to,
                 as_of_at=said.as_of_at,
-                counts=said.counts if said.up_to != after else None,
+                counts=said.counts,
+                is_everything=said.up_to != after,
                 pages=pages,
                 source_state=self._state(folder / "metadata"),
             )

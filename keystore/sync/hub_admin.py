@@ -1,6 +1,9 @@
 """What an operator does at a hub: make it, migrate it, revoke keys."""
 
-from keystore import sql
+from dataclasses import dataclass
+from uuid import UUID
+
+from keystore import models, sql
 from keystore.errors import NotFoundError, TargetNotReadyError
 from keystore.sync.hub_connection import (
     HUB_SCHEMA_VERSION,
@@ -10,8 +13,19 @@ from keystore.sync.hub_connection import (
     other_version,
 )
 from keystore.sync.hub_push import channel_of
-from keystore.sync.protocols import Revocation
 from keystore.tokens import hash_token
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A key's revocation; ``is_new`` unless the key was revoked here before. Times are UTC text."""
+
+    origin_id: str
+    revocation_id: int
+    api_key: str
+    reason: str | None
+    revoked_at: str
+    is_new: bool
 
 
 class HubAdmin(HubConnection):
@@ -63,18 +77,20 @@ class HubAdmin(HubConnection):
                 self.conn.execute(sql.read(f"hub_migrations/{version:04}"))
         return before, HUB_SCHEMA_VERSION
 
-    def revoke(self, key: str, *, reason: str | None = None) -> list[Revocation]:
+    def revoke(self, key: str, *, reason: str | None = None) -> list[Revoked]:
         """Revoke a key for good, by its UUID or its token; return the revocation, new or not.
 
         Every replica and the origin take it over with their next sync; those that follow, at once.
-        Several are returned if several origins know that token.
+        Several are returned if several origins know that key.
 
         Raises:
             NotFoundError: the hub has no such key.
+            InvalidInputError: the reason could not be stored everywhere.
         """
+        reason = models.validated(models.ReasonInput, "revoke", reason=reason).reason
         _ = self.target_id
         with hub_errors(), self.conn.transaction():
-            owners = self.rows("key_owners", key=key.lower(), hash=hash_token(key))
+            owners = self.rows("key_owners", **key_names(key))
             if not owners:
                 raise NotFoundError(
                     "the hub has no such key.",
@@ -82,12 +98,23 @@ class HubAdmin(HubConnection):
                 )
             return [self._revoke(store_id, api_key, reason) for store_id, api_key in owners]
 
-    def _revoke(self, store_id: str, api_key: str, reason: str | None) -> Revocation:
+    def _revoke(self, store_id: str, api_key: str, reason: str | None) -> Revoked:
         where = {"store_id": store_id, "api_key": api_key}
+        is_new = False
         if not self.rows("revocation", **where):
             (number,) = self.row("next_revocation", store_id=store_id)
             # (none, if somebody else has revoked it while we waited for the number)
-            if self.rows("add_revocation", **where, revocation_id=number, reason=reason):
+            is_new = bool(self.rows("add_revocation", **where, revocation_id=number, reason=reason))
+            if is_new:
                 payload = f"revocation {number}"
                 self.rows("notify", channel=channel_of(store_id), payload=payload)
-        return Revocation(*self.row("revocation", **where))
+        number, uuid, reason, revoked_at = self.row("revocation", **where)
+        return Revoked(store_id, number, uuid, reason, revoked_at, is_new)
+
+
+def key_names(key: str) -> dict[str, str | None]:
+    """Return what statements that look for a key ask for: its UUID, and the hash of its token."""
+    try:
+        return {"key": str(UUID(key)), "hash": hash_token(key)}
+    except ValueError:
+        return {"key": None, "hash": hash_token(key)}

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterator
 
 import psycopg
+from psycopg.types.json import Jsonb
 
-from keystore.changelog import Page, Record
+from keystore.changelog import Page
 from keystore.errors import IncompleteStateError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
@@ -22,15 +23,15 @@ class HubPush:
         self.committed = False
         self._hub, self.origin = hub, origin
         self._staged: dict[Table, bool] = {}
+        self._is_everything = False
 
     def digests(self) -> Buckets:
         """Digest what the hub holds of this origin, in SQL."""
         return digests_of(self._hub, self.origin.store_id)
 
-    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
-        """Name the records that the hub holds in some buckets."""
-        for page in pages_of(self._hub, self.origin.store_id, buckets):
-            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        """Yield the rows that the hub holds in some buckets."""
+        yield from pages_of(self._hub, self.origin.store_id, buckets)
 
     def highest_ids(self) -> PageCounts:
         """Return the highest ids that the hub has ever seen, tombstones included."""
@@ -38,7 +39,10 @@ class HubPush:
         return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
 
     def start_over(self) -> None:
-        """Nothing to prepare: rows that are the same already are left alone."""
+        """Stage every table, so that what is not named is found."""
+        self._is_everything = True
+        for table in TRACKED:
+            self.send(Page(table, []))
 
     def send(self, page: Page) -> None:
         """Stage one page in temporary tables."""
@@ -54,20 +58,16 @@ class HubPush:
             self._hub.rows("forget_incoming_deleted", name=name, ids=ids)
         try:
             copy_in(conn, fill("copy_incoming", table), wire_types(table), page.rows)
-        except psycopg.Error:
+        except (psycopg.Error, TypeError, ValueError):  # a value that the driver cannot write
             refuse_misfits(table, page.rows)
             raise
         if page.deleted:
             gone = ((name, record_id) for record_id in page.deleted)
             copy_in(conn, fill("copy_incoming_deleted", table), ("text", "int8"), gone)
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         """Merge what was staged; it becomes visible when the block ends."""
         where = {"store_id": self.origin.store_id}
-        if counts is not None:
-            for table in TRACKED:
-                if table not in self._staged:
-                    self.send(Page(table, []))
         if self._staged:
             self._merge(up_to, counts)
             channel, payload = channel_of(self.origin.store_id), f"change {up_to}"
@@ -82,28 +82,28 @@ class HubPush:
             program_version=self.origin.program_version,
             seen_revocation=self.origin.seen_revocation,
             acknowledged_change=up_to,
-            is_whole=counts is not None,
+            is_whole=self._is_everything,
             push_token=token,
+            record_counts=Jsonb(dict(counts)),
             as_of_at=as_of_at,
         )
         self.committed = True
 
-    def _merge(self, up_to: int, counts: PageCounts | None) -> None:
+    def _merge(self, up_to: int, counts: PageCounts) -> None:
         where: dict[str, object] = {"store_id": self.origin.store_id}
         stamp = where | {"changed_at_id": up_to}
-        is_whole = counts is not None
         tables = [table for table in TRACKED if table in self._staged]
-        for table in tables if counts is not None else ():
+        for table in tables if self._is_everything else ():
             self._hub.rows("delete_unnamed", table, **where)
         for table in tables:
-            self._upsert(table, stamp | {"is_whole": is_whole})
+            self._upsert(table, stamp | {"is_whole": self._is_everything})
             self._hub.rows("raise_dead", table, **where)
         for table in reversed(tables):
             self._hub.rows("delete", table, **where)
         self._hub.rows("bury", **stamp)
-        for table in tables if counts is not None else ():
+        for table in tables if self._is_everything else ():
             (held,) = self._hub.row("count_rows", table, **where)
-            if counts is not None and held != counts[table.name]:
+            if held != counts[table.name]:
                 raise IncompleteStateError(
                     f"the hub would hold {held} {table.name}, the store has {counts[table.name]}.",
                     hint="Nothing was written; please report this.",

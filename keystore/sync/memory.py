@@ -39,6 +39,7 @@ class _Held:
     rows: dict[Record, tuple[int, WireRow]] = field(default_factory=dict)
     tombstones: dict[Record, int] = field(default_factory=dict)
     tombstone_horizon: int = 0
+    counts: PageCounts = field(default_factory=dict)
 
     def digests(self) -> Buckets:
         return digest.digest_pages(_page(self, table, None) for table in TRACKED)
@@ -90,12 +91,12 @@ class MemoryHub:
             if after is not None and after < held.tombstone_horizon:
                 after = None  # what was deleted since is no longer known
             pages = [_page(held, table, after) for table in TRACKED]
-            counts = {page.table.name: len(page.rows) for page in pages}
             yield Pull(
                 origin=held.origin,
                 as_of_change=held.acknowledged_change,
                 as_of_at=held.as_of_at,
-                counts=counts if after is None else None,
+                counts=held.counts,
+                is_everything=after is None,
                 pages=pages,
                 digests=held.digests,
                 bucket_pages=held.bucket_pages,
@@ -188,14 +189,14 @@ class _MemoryPush:
         self._hub, self.origin = hub, origin
         self._held = held
         self._rows: dict[Record, WireRow | None] = {}
+        self._is_everything = False
         self.state = TargetState(held.acknowledged_change, held.token, held.token is None)
 
     def digests(self) -> Buckets:
         return self._held.digests()
 
-    def records(self, buckets: Collection[Bucket]) -> Iterator[Record]:
-        for page in self._held.bucket_pages(buckets):
-            yield from ((page.table.name, int(row[0] or 0)) for row in page.rows)
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        yield from self._held.bucket_pages(buckets)
 
     def highest_ids(self) -> PageCounts:
         highest: dict[str, int] = {}
@@ -204,18 +205,16 @@ class _MemoryPush:
         return highest
 
     def start_over(self) -> None:
-        """Nothing to prepare: the commit removes what was not sent."""
+        self._is_everything = True
+        self._rows = dict.fromkeys(self._held.rows)
 
     def send(self, page: Page) -> None:
         name = page.table.name
         self._rows.update({(name, int(row[0] or 0)): row for row in page.rows})
         self._rows.update({(name, record_id): None for record_id in page.deleted})
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         rows, tombstones = dict(self._held.rows), dict(self._held.tombstones)
-        if counts is not None:
-            for record in rows.keys() - self._rows.keys():
-                self._rows[record] = None
         for record, row in self._rows.items():
             if row is not None:
                 rows[record] = (up_to, row)
@@ -223,7 +222,8 @@ class _MemoryPush:
             else:  # it may be unknown here and known to a replica, from elsewhere
                 rows.pop(record, None)
                 tombstones[record] = up_to
-        horizon = self._held.tombstone_horizon if counts is None else up_to
+        # who pushes everything does not name what was deleted before
+        horizon = up_to if self._is_everything else self._held.tombstone_horizon
         self._hub._store(  # noqa: SLF001
             replace(
                 self._held,
@@ -234,5 +234,6 @@ class _MemoryPush:
                 rows=rows,
                 tombstones=tombstones,
                 tombstone_horizon=horizon,
+                counts=counts,
             )
         )

@@ -103,7 +103,7 @@ class PostgresHub(HubConnection):
             raise TargetNotReadyError(
                 f"this hub has nothing of origin {origin_id}.", hint="Push from it first."
             )
-        *who, acknowledged_change, as_of_at, horizon = found[0]
+        *who, acknowledged_change, as_of_at, horizon, counts = found[0]
         origin = Origin(*who)
         if origin.schema_version != db.SCHEMA_VERSION:
             raise SchemaVersionError(
@@ -113,9 +113,6 @@ class PostgresHub(HubConnection):
             )
         if after is not None and after < horizon:
             after = None  # what was deleted since is no longer known
-        counts = None
-        if after is None:
-            counts = {t.name: self.row("count_rows", t, store_id=origin_id)[0] for t in TRACKED}
         has_news = after is None or after < acknowledged_change
         pages = self._pages(origin_id, after, TRACKED if has_news else ())
         return pages, Pull(
@@ -123,6 +120,7 @@ class PostgresHub(HubConnection):
             as_of_change=acknowledged_change,
             as_of_at=as_of_at,
             counts=counts,
+            is_everything=after is None,
             pages=pages,
             digests=lambda: digests_of(self, origin_id),
             bucket_pages=lambda buckets: pages_of(self, origin_id, buckets),

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from keystore.changelog import Page, Record
+from keystore.changelog import Page
 from keystore.sync.digest import Bucket, Buckets
 
 PageCounts = Mapping[str, int]
@@ -60,22 +60,23 @@ class PushSession(Protocol):
     def digests(self) -> Buckets | None:
         """Digest what the target holds of this origin; ``None`` where that is not worth it."""
 
-    def records(self, buckets: Collection[Bucket]) -> Iterable[Record]:
-        """Name the records that the target holds in some buckets."""
+    def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
+        """Yield the rows that the target holds in some buckets."""
 
     def highest_ids(self) -> PageCounts:
         """Return the highest id that the target has ever seen, by table name; absent is 0."""
 
     def start_over(self) -> None:
-        """Be told that the pages to come are everything; ``counts`` will say so at the end."""
+        """Be told that the pages to come are everything: what they do not name is gone."""
 
     def send(self, page: Page) -> None:
         """Take one page; nothing of it is visible before the commit."""
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         """Make the pages the target's state, together with the acknowledgement and the token.
 
-        ``counts`` is given when everything was sent: rows that were not sent are then deleted.
+        ``counts`` is what the origin has now. It is kept for the replicas: a target that loses
+        rows later is noticed by them.
         """
 
 
@@ -102,9 +103,10 @@ def _no_bucket_pages(_: Collection[Bucket]) -> Iterator[Page]:
 class Pull:
     """One consistent cut of an origin, or what changed in it since an earlier one.
 
-    ``pages`` must be consumed inside the block that :meth:`Source.pull` opened. ``counts`` is
-    given when the pages are everything: what they add up to, and records that they do not name
-    are gone. ``source_state`` is kept for the source and handed back when it is opened again.
+    ``pages`` must be consumed inside the block that :meth:`Source.pull` opened. With
+    ``is_everything`` records that they do not name are gone. ``counts`` is what the origin had at
+    the cut, as it said itself, or ``None`` where nobody can tell. ``source_state`` is kept for the
+    source and handed back when it is opened again.
 
     ``digests`` and ``bucket_pages`` look at the whole cut, whatever ``pages`` holds of it; a source
     that cannot do so cheaply returns ``None`` for the digests.
@@ -114,6 +116,7 @@ class Pull:
     as_of_change: int
     as_of_at: str
     counts: PageCounts | None
+    is_everything: bool
     pages: Iterable[Page]
     source_state: str | None = None
     digests: Callable[[], Buckets | None] = field(default=_no_digests)

@@ -9,7 +9,7 @@ may hold orphans that another client left there; refusing them would lose the ch
 A validator denies a key without an account.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from keystore import migrate, sql
 from keystore.db import StoreFile, scalar
 from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetError
 from keystore.failpoint import reached
+from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Pull
 from keystore.tables import TRACKED, Table
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _Q = sql.named("sync")
 
 
-def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[int], None]) -> int:
+def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress = nobody) -> int:
     """Bring the replica to the state of ``pull``; return how many records were written or deleted.
 
     Raises:
@@ -48,6 +49,8 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[i
             if not _is_older(file, pull):  # unless another process has pulled meanwhile
                 conn.execute(_Q["begin_replay"])
                 written = _apply(file, pull)
+                for table in TRACKED:
+                    _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
                 _finish(conn, pull, target_id)
         reached("pull.applied")
         for table in TRACKED:
@@ -57,7 +60,7 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[i
 
 
 def fill_draft(
-    file: StoreFile, pull: Pull, target_id: str, on_progress: Callable[[int], None]
+    file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress = nobody
 ) -> int:
     """Fill the empty draft of a replica with a whole cut; return how many records that were.
 
@@ -73,7 +76,7 @@ def fill_draft(
             for page in pull.pages:
                 conn.executemany(_fill("insert_record", page.table), page.rows)
                 written += len(page.rows)
-                on_progress(written)
+                on_progress(written, _expected(pull))
             for table in TRACKED:
                 _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
             migrate.add_triggers(conn, is_replica=True)
@@ -118,16 +121,21 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
     )
 
 
+def _expected(pull: Pull) -> int | None:
+    return sum(pull.counts.values()) if pull.is_everything and pull.counts else None
+
+
 def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
-    announced = None if pull.counts is None else pull.counts.get(table.name)
+    """Notice rows that got lost on the way, at the target, or here."""
+    announced = found if pull.counts is None else pull.counts.get(table.name)
     if found != announced:
         raise IncompleteStateError(
-            f"the target announced {announced} {table.name} and sent {found}.",
+            f"the origin has {announced} {table.name}, and from the target there would be {found}.",
             hint="Nothing was changed here; try again.",
         )
 
 
-def _stage(file: StoreFile, pull: Pull, on_progress: Callable[[int], None]) -> None:
+def _stage(file: StoreFile, pull: Pull, on_progress: OnProgress = nobody) -> None:
     conn, staged = file.conn, 0
     conn.execute(_Q["create_incoming_deleted"])
     conn.execute(_Q["clear_incoming_deleted"])
@@ -140,15 +148,14 @@ def _stage(file: StoreFile, pull: Pull, on_progress: Callable[[int], None]) -> N
             gone = ((page.table.name, record_id) for record_id in page.deleted)
             conn.executemany(_Q["insert_incoming_deleted"], gone)
         staged += len(page.rows) + len(page.deleted)
-        on_progress(staged)
+        on_progress(staged, _expected(pull))
         reached("pull.page")
 
 
 def _apply(file: StoreFile, pull: Pull) -> int:
     conn, written = file.conn, 0
-    if pull.counts is not None:
+    if pull.is_everything:
         for table in TRACKED:
-            _refuse_other_count(pull, table, scalar(conn, _fill("count_incoming", table)))
             # A record that is the same already is left alone: no log row, no eviction.
             written += conn.execute(_fill("delete_absent", table)).rowcount
             conn.execute(_fill("skip_unchanged", table))

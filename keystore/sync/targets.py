@@ -16,12 +16,14 @@ from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
     InvalidInputError,
     KeystoreError,
+    NotFoundError,
     UnsupportedTargetError,
     WrongRoleError,
 )
 from keystore.sync import engine, exchange
 from keystore.sync import verify as verification
 from keystore.sync.engine import Report
+from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Target
 from keystore.sync.verify import Verification
 
@@ -189,7 +191,7 @@ def sync(
     root: bytes | None = None,
     reconcile: bool = False,
     on_report: Callable[[Report], None] = lambda _: None,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> list[Report]:
     """Sync a store by its role: an origin pushes, a replica pulls, both hand their usage up.
 
@@ -246,13 +248,31 @@ def wanted_targets(
     return wanted
 
 
+def forget(file: StoreFile, target: str) -> str:
+    """Take a target off the list that a bare sync goes through; return its URL, without secrets.
+
+    What was noted of it stays: should it return, the next sync goes on from there.
+
+    Raises:
+        NotFoundError: the store does not sync with it.
+    """
+    url = redacted(normalized(target))
+    with file.write() as conn:
+        if not conn.execute(_Q["forget_url"], (url,)).rowcount:
+            raise NotFoundError(
+                f"{file.path} does not sync with {url}.",
+                hint="`keystore status` lists its targets.",
+            )
+    return url
+
+
 def replicate(
     target: str,
     path: Path,
     *,
     origin_id: str | None = None,
     root: bytes | None = None,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> Report:
     """Make a replica at ``path`` from a target; see :func:`keystore.sync.engine.replicate`."""
     url = redacted(normalized(target))
@@ -265,7 +285,7 @@ def replicate(
             )
         hub = opened_target.hub
 
-        def complete(file: StoreFile) -> None:
+        def take_revocations(file: StoreFile) -> None:
             if hub is not None:
                 exchange.receive_revocations(file, hub, url, report)
 
@@ -275,7 +295,7 @@ def replicate(
             path,
             report,
             origin_id=origin_id,
-            complete=complete,
+            on_filled=take_revocations,
             on_progress=on_progress,
         )
         if hub is not None:
@@ -291,7 +311,7 @@ def sync_opened(
     *,
     usage_only: bool = False,
     reconcile: bool = False,
-    on_progress: engine.OnProgress = lambda _: None,
+    on_progress: OnProgress = nobody,
 ) -> None:
     """Sync a store with an open target, by the store's role; ``report`` tells what was done.
 

@@ -17,12 +17,10 @@ from keystore.changelog import Page, Record
 from keystore.db import StoreFile
 from keystore.errors import StaleTargetError, TargetNotReadyError
 from keystore.sync import digest
-from keystore.sync.digest import Bucket, Buckets
+from keystore.sync.digest import Bucket, Buckets, Rows
 from keystore.sync.protocols import Pull, Source
 from keystore.sync.replay import replay
 from keystore.tables import BY_NAME, WireRow
-
-Rows = dict[Record, WireRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +58,33 @@ def verify(file: StoreFile, source: Source, url: str, *, repair: bool = False) -
         done = Verification(url, cut.as_of_change)
         ours = digest.digest_store(file)
         done.buckets = len(ours.keys() | theirs.keys())
-        buckets = digest.differing(ours, theirs)
-        if not buckets:
-            return done
-        their_rows = _rows(cut.bucket_pages(buckets))
-        with file.read() as conn:
-            our_rows = {
-                (table.name, int(row[0] or 0)): row
-                for table, first, last in digest.ranges(buckets)
-                for row in changelog.records_of(conn, table, first, last)
-            }
-            if info.is_origin:
-                if cut.as_of_change < info.log_horizon:
-                    raise TargetNotReadyError(
-                        "the ChangeLog no longer tells what changed since the last push.",
-                        hint="Run `keystore sync` first, then compare.",
-                    )
-                news.update(changelog.changed_records(conn, cut.as_of_change))
-        done.differences = list(_compare(our_rows, their_rows, news))
+        rows: Rows = {}
+        for buckets in digest.batches(digest.differing(ours, theirs)):
+            their_rows = digest.rows_by_record(cut.bucket_pages(buckets))
+            with file.read() as conn:
+                our_rows = digest.rows_of_buckets(conn, buckets)
+                if info.is_origin:
+                    if cut.as_of_change < info.log_horizon:
+                        raise TargetNotReadyError(
+                            "the ChangeLog no longer tells what changed since the last push.",
+                            hint="Run `keystore sync` first, then compare.",
+                        )
+                    news.update(changelog.changed_records(conn, cut.as_of_change))
+            for record, here, there in digest.compare(our_rows, their_rows):
+                if record not in news:
+                    done.differences.append(Difference(*record, _kind(here, there)))
+                    if there is not None:
+                        rows[record] = there
         if repair and done.differences:
-            _repair(file, source, cut, done.differences, their_rows)
+            _repair(file, source, cut, done.differences, rows)
             done.repaired = len(done.differences)
     return done
+
+
+def _kind(here: WireRow | None, there: WireRow | None) -> str:
+    if here is None:
+        return "only there"
+    return "differs" if there is not None else "only here"
 
 
 @contextmanager
@@ -97,7 +100,7 @@ def _whole_cut(
                 hint="Push from the origin to that target first.",
             )
         is_at_cut = after is None or cut.as_of_change == after
-        if not is_at_cut and cut.counts is not None:
+        if not is_at_cut and cut.is_everything:
             raise TargetNotReadyError(
                 f"this replica is at change {after}, the target at {cut.as_of_change}.",
                 hint="Run `keystore sync` first, then compare.",
@@ -138,15 +141,6 @@ class _Pages:
             yield Page(page.table, rows)
 
 
-def _compare(ours: Rows, theirs: Rows, news: set[Record]) -> Iterator[Difference]:
-    for record in sorted(ours.keys() | theirs.keys()):
-        if record in news or ours.get(record) == theirs.get(record):
-            continue
-        is_here, is_there = record in ours, record in theirs
-        kind = "differs" if is_here and is_there else "only here" if is_here else "only there"
-        yield Difference(*record, kind)
-
-
 def _repair(
     file: StoreFile, source: Source, cut: Pull, differences: list[Difference], theirs: Rows
 ) -> None:
@@ -165,15 +159,12 @@ def _repair(
         cut,
         pages=pages,
         counts=None,
+        is_everything=False,
         as_of_change=info.as_of_change or 0,
         as_of_at=info.as_of_at or cut.as_of_at,
         source_state=None,
     )
-    replay(file, mended, source.target_id, lambda _: None)
-
-
-def _rows(pages: Iterator[Page]) -> Rows:
-    return {(page.table.name, int(row[0] or 0)): row for page in pages for row in page.rows}
+    replay(file, mended, source.target_id)
 
 
 def _named(page: Page) -> Iterator[Record]:

@@ -1,6 +1,7 @@
 -- Version 2 to 3: the fleet, revocations, who may do what, and a nonce for each usage row.
 
 ALTER TABLE keystore.stores
+    ADD COLUMN record_counts JSONB,
     ADD COLUMN tombstone_horizon BIGINT NOT NULL DEFAULT 0,
     ADD COLUMN seen_revocation BIGINT NOT NULL DEFAULT 0,
     ADD COLUMN program_version TEXT NOT NULL DEFAULT '';
