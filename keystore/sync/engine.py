@@ -24,7 +24,7 @@ from keystore.errors import ForkedStoreError, IncompleteStateError, WrongRoleErr
 from keystore.failpoint import reached
 from keystore.sync import digest
 from keystore.sync.progress import OnProgress, nobody
-from keystore.sync.protocols import Origin, Pull, PushSession, Sink, Source, TargetState
+from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
 from keystore.sync.replay import fill_draft, replay
 
 _Q = sql.named("sync")
