@@ -166,7 +166,9 @@ class Site:
                 wanted = digest.digest_store(file)
                 with hub.pull(file.info().store_id, None) as cut:
                     assert cut.digests() == wanted
-            total = hub.conn.execute("SELECT sum(amount)::BIGINT FROM keystore.usage_log")
+            total = hub.conn.execute(
+                "SELECT coalesce(sum(amount), 0)::BIGINT FROM keystore.usage_log"
+            )
             assert (total.fetchone() or (0,))[0] == self.usage
         finally:
             hub.close()

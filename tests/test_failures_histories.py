@@ -216,15 +216,19 @@ class Histories(RuleBasedStateMachine):
         with open_store(self.pick(which)) as file:
             compact.compact(file)
 
-    @rule()
-    def keep_hub(self) -> None:
+    @rule(with_origins=st.booleans())
+    def keep_hub(self, with_origins: bool) -> None:
         self.centre.keep()
         self.kept = set(self.handed_up)
+        for place in range(len(self.origins) if with_origins else 0):
+            self.back_up(place)
 
-    @rule()
-    def put_hub_back(self) -> None:
+    @rule(with_origins=st.booleans())
+    def put_hub_back(self, with_origins: bool) -> None:
         self.centre.put_back()
         self.handed_up = set(self.kept)
+        for place in range(len(self.origins) if with_origins else 0):
+            self.put_back(place)
 
     def teardown(self) -> None:
         try:
