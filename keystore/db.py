@@ -18,6 +18,7 @@ from keystore import sql
 from keystore.errors import (
     ConstraintError,
     DamagedStoreError,
+    DiskFullError,
     KeystoreError,
     NotAKeystoreError,
     SchemaVersionError,
@@ -53,8 +54,8 @@ _Q = sql.named("store")
 class StoreInfo:
     """Who a store is (table StoreInfo).
 
-    ``as_of_at`` is UTC text; both ``as_of_…`` are ``None`` for an origin and for a replica that
-    has never synced.
+    ``as_of_at`` is UTC text; it, ``as_of_change`` and ``origin_incarnation`` are ``None`` for an
+    origin and for a replica that has never synced.
     """
 
     store_id: str
@@ -64,6 +65,7 @@ class StoreInfo:
     token_prefix: str
     as_of_change: int | None
     as_of_at: str | None
+    origin_incarnation: str | None
     replaying: int
     log_horizon: int
     compacted_to: int
@@ -287,7 +289,11 @@ _TRANSLATIONS: dict[int, tuple[type[KeystoreError], str, str]] = {
     sqlite3.SQLITE_LOCKED: _BUSY,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_IOERR: _DAMAGED,
-    sqlite3.SQLITE_FULL: _DAMAGED,
+    sqlite3.SQLITE_FULL: (
+        DiskFullError,
+        "there is no room left on the disk.",
+        "Nothing was written; make room, then run the same command again.",
+    ),
     sqlite3.SQLITE_NOTADB: (NotAKeystoreError, "not a SQLite file.", "Check the path (--db)."),
     sqlite3.SQLITE_CANTOPEN: (
         NotAKeystoreError,

@@ -64,6 +64,12 @@ class DamagedStoreError(KeystoreError):
     code = "damaged_store"
 
 
+class DiskFullError(KeystoreError):
+    """There is no room for what was to be written; nothing was."""
+
+    code = "disk_full"
+
+
 class ConstraintError(KeystoreError):
     """A row would break a rule of the schema (UNIQUE, CHECK, a trigger); nothing was written."""
 

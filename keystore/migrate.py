@@ -218,8 +218,8 @@ def _refuse_taken(path: Path) -> None:
 def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -> None:
     store_id = str(uuid_utils.compat.uuid7())
     path.touch(mode=0o600, exist_ok=False)
-    conn = db.connect(path)
-    try:
+    with db.StoreFile(path, db.connect(path)) as file, file.errors():
+        conn = file.conn
         db.apply_pragmas(conn)
         conn.execute("PRAGMA journal_mode = WAL")
         conn.executescript(sql.read("schema"))
@@ -239,5 +239,3 @@ def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -
             conn.executescript(sql.read("statuses"))
         conn.execute(f"PRAGMA user_version = {db.SCHEMA_VERSION}")
         conn.execute(f"PRAGMA application_id = {db.APPLICATION_ID}")
-    finally:
-        conn.close()

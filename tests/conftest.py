@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -64,15 +65,31 @@ def postgres_url() -> Iterator[str]:
             yield server.url
 
 
+@contextmanager
+def new_database(server: str, options: str = "") -> Iterator[str]:
+    """URL of an empty database, for the length of a ``with`` block."""
+    name = f"keystore_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name} {options}")  # type: ignore[call-overload,unused-ignore]
+    yield server.rpartition("/")[0] + f"/{name}"
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload,unused-ignore]
+
+
+@contextmanager
+def new_hub(server: str, options: str = "") -> Iterator[str]:
+    """URL of an empty hub, for the length of a ``with`` block."""
+    with new_database(server, options) as url:
+        with targets.hub_admin(url) as admin:
+            admin.init()
+        yield url
+
+
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
     """URL of an empty database of this test's own."""
-    name = f"keystore_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload,unused-ignore]
-    yield postgres_url.rpartition("/")[0] + f"/{name}"
-    with psycopg.connect(postgres_url, autocommit=True) as conn:
-        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload,unused-ignore]
+    with new_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture

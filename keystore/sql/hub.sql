@@ -25,8 +25,11 @@ SET LOCAL TIME ZONE 'UTC';
 
 -- name: give_up_in_time
 -- A pusher that hangs must not keep the next one out for ever: the server ends its transaction, and
--- the next one does not wait longer than that.
+-- the next one does not wait longer than that. In the middle of a COPY only TCP notices who is gone.
 SELECT set_config('lock_timeout', '30s', TRUE),
+       set_config('tcp_keepalives_idle', '60', TRUE),
+       set_config('tcp_keepalives_interval', '10', TRUE),
+       set_config('tcp_keepalives_count', '6', TRUE),
        set_config('idle_in_transaction_session_timeout', '5min', TRUE);
 
 -- name: register
@@ -71,21 +74,23 @@ WHERE t.store_id = %(store_id)s
   AND NOT EXISTS (SELECT FROM pg_temp.incoming_{table} AS i WHERE i.{id} = t.{id});
 
 -- name: upsert
--- (A row that is the same already keeps its stamp: no replica needs to get it again.)
+-- (In a push of everything, a row that is the same already keeps its stamp. Not in one of changes: a
+-- replica may have seen, elsewhere or before this hub was put back, what the row was in between.)
 INSERT INTO keystore.{table} AS t (store_id, {columns}, changed_at_id)
 SELECT %(store_id)s, {values}, %(changed_at_id)s FROM pg_temp.incoming_{table}
 ON CONFLICT (store_id, {id}) DO UPDATE SET {updates}, changed_at_id = excluded.changed_at_id
-WHERE ({old}) IS DISTINCT FROM ({new});
+WHERE NOT %(is_whole)s OR ({old}) IS DISTINCT FROM ({new});
 
 -- name: delete
-WITH gone AS (
-    DELETE FROM keystore.{table} AS t
-    USING pg_temp.incoming_deleted AS d
-    WHERE t.store_id = %(store_id)s AND d.table_name = '{name}' AND t.{id} = d.record_id
-    RETURNING t.{id} AS record_id
-)
+DELETE FROM keystore.{table} AS t
+USING pg_temp.incoming_deleted AS d
+WHERE t.store_id = %(store_id)s AND d.table_name = '{name}' AND t.{id} = d.record_id;
+
+-- name: bury
+-- Also what was not here: a replica may have it from elsewhere, or from before this hub was put back.
 INSERT INTO keystore.tombstones (store_id, table_name, record_id, changed_at_id)
-SELECT %(store_id)s, '{name}', record_id, %(changed_at_id)s FROM gone
+SELECT DISTINCT %(store_id)s::UUID, table_name, record_id, %(changed_at_id)s::BIGINT
+FROM pg_temp.incoming_deleted
 ON CONFLICT (store_id, table_name, record_id)
 DO UPDATE SET changed_at_id = excluded.changed_at_id, deleted_at = now();
 
@@ -100,6 +105,9 @@ UPDATE keystore.stores SET
     token_prefix = %(token_prefix)s,
     schema_version = %(schema_version)s,
     acknowledged_change = %(acknowledged_change)s,
+    -- who pushes everything does not name what was deleted before
+    tombstone_horizon = CASE WHEN %(is_whole)s THEN %(acknowledged_change)s
+                        ELSE tombstone_horizon END,
     push_token = %(push_token)s,
     record_counts = %(record_counts)s,
     as_of_at = %(as_of_at)s::TIMESTAMPTZ,
@@ -200,8 +208,11 @@ WHERE api_key = %(key)s::UUID OR api_key_hash = %(hash)s
 ORDER BY store_id;
 
 -- name: next_revocation
-INSERT INTO keystore.revocation_heads AS h (store_id, head) VALUES (%(store_id)s, 1)
-ON CONFLICT (store_id) DO UPDATE SET head = h.head + 1
+-- From the clock, so that a hub that was put back to an earlier state does not give a number again:
+-- who knows the lost one would take it for what he has. By one more, where the clock was put back.
+INSERT INTO keystore.revocation_heads AS h (store_id, head)
+VALUES (%(store_id)s, (extract(epoch FROM clock_timestamp()) * 1000000)::BIGINT)
+ON CONFLICT (store_id) DO UPDATE SET head = greatest(h.head + 1, excluded.head)
 RETURNING head;
 
 -- name: add_revocation

@@ -1,8 +1,8 @@
 -- The admin side of the store: what keystore.db, keystore.migrate and keystore.store ask.
 
 -- name: store_info
-SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at, replaying,
-       log_horizon, compacted_to, created_at
+SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at,
+       origin_incarnation, replaying, log_horizon, compacted_to, created_at
 FROM StoreInfo;
 
 -- name: insert_store_info

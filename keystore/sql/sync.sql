@@ -111,7 +111,8 @@ UPDATE StoreInfo SET
     replaying = 0,
     token_prefix = :token_prefix,
     as_of_change = :as_of_change,
-    as_of_at = :as_of_at;
+    as_of_at = :as_of_at,
+    origin_incarnation = :origin_incarnation;
 
 -- name: create_incoming
 CREATE TEMP TABLE IF NOT EXISTS Incoming{table} AS SELECT {columns} FROM {table} WHERE 0;

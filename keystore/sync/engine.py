@@ -13,7 +13,7 @@ the target commits, and the target keeps it with the rows. Afterwards
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keystore import changelog, db, migrate, sql
@@ -24,7 +24,7 @@ from keystore.errors import ForkedStoreError, IncompleteStateError, WrongRoleErr
 from keystore.failpoint import reached
 from keystore.sync import digest
 from keystore.sync.progress import OnProgress, nobody
-from keystore.sync.protocols import Origin, Pull, PushSession, Sink, Source, TargetState
+from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
 from keystore.sync.replay import fill_draft, replay
 
 _Q = sql.named("sync")
@@ -106,6 +106,7 @@ def push(
                     "on with, add --reconcile. Nothing was changed.",
                 )
             report.reconciled = _reconcile(file, session)
+            session.origin = replace(origin, incarnation=file.info().incarnation)
         after = _start(file, session.state)
         if after is None:
             session.start_over()
@@ -150,21 +151,27 @@ def pull(
         )
     remember(file, source.target_id, url)
     try:
-        cut = _pull_after(file, source, info.as_of_change, report, on_progress)
+        _pull_after(file, source, info.as_of_change, report, on_progress)
     except IncompleteStateError:
         # Something is missing here or there. If it is here, everything anew mends it.
-        cut = _pull_after(file, source, None, report, on_progress)
-    report.as_of_change, report.as_of_at = cut.as_of_change, cut.as_of_at
+        _pull_after(file, source, None, report, on_progress)
+    held = file.info()  # later than the cut, if another process has pulled meanwhile
+    report.as_of_change, report.as_of_at = held.as_of_change, held.as_of_at
     reached("pull.done")
 
 
 def _pull_after(
     file: StoreFile, source: Source, after: int | None, report: Report, on_progress: OnProgress
-) -> Pull:
-    with source.pull(file.info().origin_id, after) as cut:
+) -> None:
+    info = file.info()
+    with source.pull(info.origin_id, after) as cut:
         reached("pull.opened")
-        report.pulled = replay(file, cut, source.target_id, on_progress)
-        return cut
+        if cut.is_everything or cut.origin.incarnation == info.origin_incarnation:
+            report.pulled = replay(file, cut, source.target_id, on_progress)
+            return
+    # The origin was put back to an earlier state. It counts its changes anew from there, so what is
+    # later than ours by number is not all that we lack.
+    _pull_after(file, source, None, report, on_progress)
 
 
 def replicate(
@@ -245,10 +252,11 @@ def _reconcile(file: StoreFile, session: PushSession) -> int:
     """Log what the target holds otherwise than this store, so that the push replaces it.
 
     Ids that the other copy has given away are skipped first. So whatever is logged here, or
-    changes from here on, has a change id that no replica has seen, and nobody's usage is taken for
-    another's.
+    changes from here on, has a change id that no replica has seen here, and nobody's usage is taken
+    for another's. Who has seen more elsewhere knows by the new incarnation.
     """
     with file.write() as conn:
+        conn.execute(_Q["new_incarnation"], (str(uuid.uuid4()),))
         change = session.state.acknowledged_change
         changelog.keep_ids_above(conn, session.highest_ids(), change)
     theirs = session.digests()

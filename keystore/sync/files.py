@@ -109,7 +109,7 @@ class _FilePush:
     def __init__(
         self, folder: Folder, publisher: repository.Publisher, origin: Origin, scratch: Path
     ) -> None:
-        self._folder, self._publisher, self._origin = folder, publisher, origin
+        self._folder, self._publisher, self.origin = folder, publisher, origin
         self._last = publisher.read()
         self._said = announcement(self._last.target) if self._last.target else None
         if self._said and self._said.origin_id != origin.store_id:
@@ -171,10 +171,10 @@ class _FilePush:
                 hint="Nothing was published; please report this.",
             )
         said = Announcement(
-            origin_id=self._origin.store_id,
-            incarnation=self._origin.incarnation,
-            token_prefix=self._origin.token_prefix,
-            schema_version=self._origin.schema_version,
+            origin_id=self.origin.store_id,
+            incarnation=self.origin.incarnation,
+            token_prefix=self.origin.token_prefix,
+            schema_version=self.origin.schema_version,
             up_to=up_to,
             as_of_at=as_of_at,
             push_token=token,

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from keystore import sql
@@ -31,8 +32,28 @@ CONNECTION: dict[str, str | int] = {
     "tcp_user_timeout": 20_000,
 }
 """Connection parameters where the URL names none."""
+ANSWER_TIMEOUT_SECONDS = 600.0
+"""For how long the hub may say nothing before it counts as gone: longer than any merge takes."""
 
 _Q = sql.named("hub")
+_Row = tuple[Any, ...]
+_Result = TypeVar("_Result")
+
+
+class _Patient(psycopg.Connection[_Row]):
+    """Waits long, but not for ever: some networks drop a connection and tell neither side."""
+
+    def wait(
+        self, gen: PQGen[_Result], interval: float = 0.1, timeout: float | None = None
+    ) -> _Result:
+        try:
+            return super().wait(
+                gen, interval, ANSWER_TIMEOUT_SECONDS if timeout is None else timeout
+            )
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None:  # not the server's word: nobody knows where things stand
+                self.pgconn.finish()
+            raise
 
 
 class HubConnection:
@@ -50,7 +71,7 @@ class HubConnection:
                 hint="Check its spelling; write special characters in a password as %XX.",
             ) from None
         with hub_errors():
-            self.conn: Connection = psycopg.connect(
+            self.conn: Connection = _Patient.connect(
                 conninfo, autocommit=True, client_encoding="utf8"
             )
         self._target_id: str | None = None
@@ -108,7 +129,11 @@ def hub_errors() -> Iterator[None]:
             f"the hub's disk is full: {first_line(error)}.",
             hint="Nothing was changed; run the same command again when there is room.",
         ) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except (
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+        psycopg.errors.IdleInTransactionSessionTimeout,  # which the driver counts as internal
+    ) as error:
         if "certificate" in first_line(error):
             raise TargetUnavailableError(
                 f"the hub is not the one that the URL asks for: {first_line(error)}.",

@@ -21,21 +21,21 @@ class HubPush:
     def __init__(self, hub: HubConnection, origin: Origin, state: TargetState) -> None:
         self.state = state
         self.committed = False
-        self._hub, self._origin = hub, origin
+        self._hub, self.origin = hub, origin
         self._staged: dict[Table, bool] = {}
         self._is_everything = False
 
     def digests(self) -> Buckets:
         """Digest what the hub holds of this origin, in SQL."""
-        return digests_of(self._hub, self._origin.store_id)
+        return digests_of(self._hub, self.origin.store_id)
 
     def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
         """Yield the rows that the hub holds in some buckets."""
-        yield from pages_of(self._hub, self._origin.store_id, buckets)
+        yield from pages_of(self._hub, self.origin.store_id, buckets)
 
     def highest_ids(self) -> PageCounts:
         """Return the highest ids that the hub has ever seen, tombstones included."""
-        where = {"store_id": self._origin.store_id}
+        where = {"store_id": self.origin.store_id}
         return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
 
     def start_over(self) -> None:
@@ -67,40 +67,42 @@ class HubPush:
 
     def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         """Merge what was staged; it becomes visible when the block ends."""
-        where = {"store_id": self._origin.store_id}
+        where = {"store_id": self.origin.store_id}
         if self._staged:
             self._merge(up_to, counts)
-            channel, payload = channel_of(self._origin.store_id), f"change {up_to}"
+            channel, payload = channel_of(self.origin.store_id), f"change {up_to}"
             # One for each push: NOTIFY takes a lock on the whole server when it commits.
             self._hub.rows("notify", channel=channel, payload=payload)
         acknowledged = self._hub.rows(
             "acknowledge",
             **where,
-            incarnation=self._origin.incarnation,
-            token_prefix=self._origin.token_prefix,
-            schema_version=self._origin.schema_version,
-            program_version=self._origin.program_version,
-            seen_revocation=self._origin.seen_revocation,
+            incarnation=self.origin.incarnation,
+            token_prefix=self.origin.token_prefix,
+            schema_version=self.origin.schema_version,
+            program_version=self.origin.program_version,
+            seen_revocation=self.origin.seen_revocation,
             acknowledged_change=up_to,
+            is_whole=self._is_everything,
             push_token=token,
             record_counts=Jsonb(dict(counts)),
             as_of_at=as_of_at,
         )
         if not acknowledged:  # and so deletions may have met no row either
-            raise not_granted(f"this role may no longer push as {self._origin.store_id}")
+            raise not_granted(f"this role may no longer push as {self.origin.store_id}")
         self.committed = True
 
     def _merge(self, up_to: int, counts: PageCounts) -> None:
-        where: dict[str, object] = {"store_id": self._origin.store_id}
+        where: dict[str, object] = {"store_id": self.origin.store_id}
         stamp = where | {"changed_at_id": up_to}
         tables = [table for table in TRACKED if table in self._staged]
         for table in tables if self._is_everything else ():
             self._hub.rows("delete_unnamed", table, **where)
         for table in tables:
-            self._upsert(table, stamp)
+            self._upsert(table, stamp | {"is_whole": self._is_everything})
             self._hub.rows("raise_dead", table, **where)
         for table in reversed(tables):
-            self._hub.rows("delete", table, **stamp)
+            self._hub.rows("delete", table, **where)
+        self._hub.rows("bury", **stamp)
         for table in tables if self._is_everything else ():
             (held,) = self._hub.row("count_rows", table, **where)
             if held != counts[table.name]:

@@ -5,6 +5,7 @@ repository. It lives as long as the object; threads of one process may share it.
 """
 
 import threading
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class _Held:
     token: str | None = None
     rows: dict[Record, tuple[int, WireRow]] = field(default_factory=dict)
     tombstones: dict[Record, int] = field(default_factory=dict)
+    tombstone_horizon: int = 0
     counts: PageCounts = field(default_factory=dict)
 
     def digests(self) -> Buckets:
@@ -57,6 +59,7 @@ class MemoryHub:
         self.usage: dict[tuple[str, int, int], tuple[str, Usage]] = {}
         self.replicas: dict[tuple[str, str], tuple[str, CheckIn]] = {}
         self._revocations: list[tuple[str, Revocation]] = []
+        self._head = 0
         self._stores: dict[str, _Held] = {}
         self._lock = threading.RLock()
         self._news: list[tuple[str, News]] = []
@@ -88,6 +91,8 @@ class MemoryHub:
         """Open a cut; see :class:`keystore.sync.protocols.Source`."""
         with self._lock:
             held = self._find(origin_id)
+            if after is not None and after < held.tombstone_horizon:
+                after = None  # what was deleted since is no longer known
             pages = [_page(held, table, after) for table in TRACKED]
             yield Pull(
                 origin=held.origin,
@@ -128,7 +133,9 @@ class MemoryHub:
                 raise NotFoundError("the hub has no such key.", hint="Push from its origin first.")
             for owner in owners:
                 if (owner, key) not in {(s, item.api_key) for s, item in self._revocations}:
-                    number = len(self._revocations) + 1
+                    # from the clock: see next_revocation in hub.sql
+                    number = max(self._head + 1, time.time_ns() // 1000)
+                    self._head = number
                     item = Revocation(number, key, reason, utc_text())
                     self._revocations.append((owner, item))
                     self._tell(owner, News("revocation", number))
@@ -208,9 +215,10 @@ class _MemoryWatch:
 
 class _MemoryPush:
     def __init__(self, hub: MemoryHub, held: _Held, origin: Origin) -> None:
-        self._hub, self._origin = hub, origin
+        self._hub, self.origin = hub, origin
         self._held = held
         self._rows: dict[Record, WireRow | None] = {}
+        self._is_everything = False
         self.state = TargetState(held.acknowledged_change, held.token, held.token is None)
 
     def digests(self) -> Buckets:
@@ -226,6 +234,7 @@ class _MemoryPush:
         return highest
 
     def start_over(self) -> None:
+        self._is_everything = True
         self._rows = dict.fromkeys(self._held.rows)
 
     def send(self, page: Page) -> None:
@@ -239,17 +248,21 @@ class _MemoryPush:
             if row is not None:
                 rows[record] = (up_to, row)
                 tombstones.pop(record, None)
-            elif rows.pop(record, None):
+            else:  # it may be unknown here and known to a replica, from elsewhere
+                rows.pop(record, None)
                 tombstones[record] = up_to
+        # who pushes everything does not name what was deleted before
+        horizon = up_to if self._is_everything else self._held.tombstone_horizon
         self._hub._store(  # noqa: SLF001
             replace(
                 self._held,
-                origin=self._origin,
+                origin=self.origin,
                 acknowledged_change=up_to,
                 as_of_at=as_of_at,
                 token=token,
                 rows=rows,
                 tombstones=tombstones,
+                tombstone_horizon=horizon,
                 counts=counts,
             ),
             has_moved=bool(self._rows),

@@ -49,9 +49,13 @@ class TargetState:
 
 
 class PushSession(Protocol):
-    """One push, from the target's lock to its commit."""
+    """One push, from the target's lock to its commit.
+
+    ``origin`` is what the commit writes down of the store.
+    """
 
     state: TargetState
+    origin: Origin
 
     def digests(self) -> Buckets | None:
         """Digest what the target holds of this origin; ``None`` where that is not worth it."""

@@ -35,18 +35,23 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
         IncompleteStateError: the pages do not add up to the announced counts, or contradict
             each other or the schema.
     """
-    _refuse_older(file, pull)
+    if _is_older(file, pull):
+        raise StaleTargetError(
+            f"the target holds the origin's change {pull.as_of_change}, "
+            f"this replica has {file.info().as_of_change} already.",
+            hint="Push from the origin to that target first; nothing was changed here.",
+        )
     with _rows_fit(file):
-        conn = file.conn
+        conn, written = file.conn, 0
         _stage(file, pull, on_progress)
         reached("pull.staged")
         with file.write():
-            _refuse_older(file, pull)  # again: another process may have pulled meanwhile
-            conn.execute(_Q["begin_replay"])
-            written = _apply(file, pull)
-            for table in TRACKED:
-                _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
-            _finish(conn, pull, target_id)
+            if not _is_older(file, pull):  # unless another process has pulled meanwhile
+                conn.execute(_Q["begin_replay"])
+                written = _apply(file, pull)
+                for table in TRACKED:
+                    _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
+                _finish(conn, pull, target_id)
         reached("pull.applied")
         for table in TRACKED:
             conn.execute(_fill("clear_incoming", table))
@@ -79,14 +84,9 @@ def fill_draft(
     return written
 
 
-def _refuse_older(file: StoreFile, pull: Pull) -> None:
+def _is_older(file: StoreFile, pull: Pull) -> bool:
     held = file.info().as_of_change
-    if held is not None and pull.as_of_change < held:
-        raise StaleTargetError(
-            f"the target holds the origin's change {pull.as_of_change}, "
-            f"this replica has {held} already.",
-            hint="Push from the origin to that target first; nothing was changed here.",
-        )
+    return held is not None and pull.as_of_change < held
 
 
 @contextmanager
@@ -113,6 +113,7 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
             "token_prefix": pull.origin.token_prefix,
             "as_of_change": pull.as_of_change,
             "as_of_at": pull.as_of_at,
+            "origin_incarnation": pull.origin.incarnation,
         },
     )
     conn.execute(

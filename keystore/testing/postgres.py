@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,10 +33,19 @@ _NOBODY = 65534
 
 
 class EmbeddedPostgres:
-    """A server on a free loopback port; :meth:`stop` and :meth:`start` may be called repeatedly."""
+    """A server on a free loopback port; :meth:`stop` and :meth:`start` may be called repeatedly.
 
-    def __init__(self, folder: Path, programs: Path | None = None) -> None:
+    ``settings`` go before its own, which are for speed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        programs: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._settings = dict(settings or {})
         self.port = _free_port()
         self._bin = programs or binaries()
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,13 +68,13 @@ class EmbeddedPostgres:
         """Start the server and wait until it takes connections."""
         log = (self.folder / "server.log").open("ab")
         settings = {
-            "port": self.port,
+            "port": str(self.port),
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "fsync": "off",
             "synchronous_commit": "off",
             "full_page_writes": "off",
-        }
+        } | self._settings
         options = [part for pair in settings.items() for part in ("-c", f"{pair[0]}={pair[1]}")]
         with log:
             self._process = subprocess.Popen(
@@ -110,11 +119,13 @@ class EmbeddedPostgres:
 
 
 @contextmanager
-def running(programs: Path | None = None) -> Iterator[EmbeddedPostgres]:
+def running(
+    programs: Path | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[EmbeddedPostgres]:
     """Run a fresh server for the length of a ``with`` block, by the programs in a folder."""
     folder = Path(tempfile.mkdtemp(prefix="keystore-postgres-"))
     try:
-        server = EmbeddedPostgres(folder, programs)
+        server = EmbeddedPostgres(folder, programs, settings)
         server.start()
         try:
             yield server

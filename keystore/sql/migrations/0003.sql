@@ -7,7 +7,8 @@ CREATE TABLE StoreInfo (
     store_info_id INTEGER PRIMARY KEY CHECK (store_info_id = 1),
     store_id CHAR(36) NOT NULL,
     role TEXT NOT NULL CHECK (role IN ('origin', 'replica')),
-    -- New at init and at every restore: two files with one store_id are told apart by it.
+    -- New at init, at every restore and where an origin reconciles: two files with one store_id are
+    -- told apart by it.
     incarnation CHAR(36) NOT NULL,
     -- The store whose rows these are: itself for an origin, the mirrored store for a replica.
     origin_id CHAR(36) NOT NULL,
@@ -17,6 +18,9 @@ CREATE TABLE StoreInfo (
     as_of_change INTEGER,
     as_of_at TIMESTAMP
         CHECK (as_of_at IS datetime(strftime('%s', as_of_at), 'unixepoch') AND as_of_at GLOB '[12]???-*'),
+    -- The origin's incarnation that counted as_of_change: another one, put back to an earlier state,
+    -- gives the same numbers to other changes.
+    origin_incarnation CHAR(36),
     -- 1 only inside the transaction that applies a pull or compacts the ChangeLog: lets these, and
     -- nothing else, write a replica's key tables and remove log rows.
     replaying BOOLEAN NOT NULL DEFAULT 0 CHECK (replaying IN (0, 1)),

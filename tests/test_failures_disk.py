@@ -1,0 +1,147 @@
+"""The disk is full, at the hub or here: a clear word, nothing half written; on when there is room.
+
+The small disk is a tmpfs; where mounting is not allowed these tests are skipped.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from keystore import Store, Validator
+from keystore.db import open_store
+from keystore.errors import DiskFullError, TargetUnavailableError
+from keystore.sync import targets
+from keystore.testing.postgres import running
+from tests.conftest import new_hub
+from tests.failures import Site, once, reaching, said
+
+MANY = 3_000
+
+
+class SmallDisk:
+    """A file system of a few MiB in memory, and a file that fills it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def _filler(self) -> Path:
+        return self.folder / "filler"
+
+    def fill(self, *, but: int = 0) -> None:
+        """Leave only so many bytes."""
+        with self._filler.open("wb", buffering=0) as file:
+            with suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            file.truncate(file.tell() - but)
+
+    def make_room(self) -> None:
+        self._filler.unlink()
+
+    def mount(self, mebibytes: int) -> None:
+        self.folder.mkdir()
+        options = f"size={mebibytes}m,mode=0777"
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "-l", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    made = SmallDisk(tmp_path / "disk")
+    try:
+        made.mount(40)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no tmpfs can be mounted here: {error}")
+    yield made
+    made.unmount()
+
+
+def add_many(path: Path) -> None:
+    with Store.open(path) as store, store.file.write() as conn:
+        conn.executemany(
+            "INSERT INTO Services (name) VALUES (?)", [(f"service {n:090}",) for n in range(MANY)]
+        )
+
+
+def test_a_full_disk_at_the_hub_takes_nothing_and_then_everything(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    with running() as server:
+        spaces = disk.folder / "space"
+        spaces.mkdir(mode=0o700)
+        shutil.chown(spaces, server.folder.stat().st_uid)
+        with psycopg.connect(server.url, autocommit=True) as conn:
+            conn.execute(f"CREATE TABLESPACE small LOCATION '{spaces}'")  # type: ignore[call-overload,unused-ignore]
+        with new_hub(server.url, "TABLESPACE small") as url:
+            site = Site(tmp_path, url)
+            add_many(site.origin)
+            site.change()
+            disk.fill(but=100_000)
+            with pytest.raises(TargetUnavailableError, match="the hub's disk is full") as caught:
+                site.sync(site.origin)
+            assert "room" in said(caught.value)
+            assert not site.sync(site.replica).pulled
+            disk.make_room()
+            site.settle()
+            site.check()
+
+
+def test_a_full_disk_at_a_replica_leaves_the_old_state(
+    disk: SmallDisk, hub_url: str, tmp_path: Path
+) -> None:
+    site = Site(tmp_path, hub_url)
+    targets.replicate(hub_url, disk.folder / "edge.db")
+    add_many(site.origin)
+    with Store.open(site.origin) as store:
+        issued = store.issue_key("ada@example.org")
+    site.sync(site.origin)
+    disk.fill(but=100_000)
+    with pytest.raises(DiskFullError) as caught:
+        site.sync(disk.folder / "edge.db")
+    assert "room" in said(caught.value)
+    with open_store(disk.folder / "edge.db") as file:
+        assert file.info().replaying == 0
+        assert file.conn.execute("SELECT count(*) FROM Services").fetchone() == (0,)
+    with Validator(disk.folder / "edge.db") as validator:
+        assert not validator.check(issued.token).allowed
+    with pytest.raises(DiskFullError):
+        targets.replicate(hub_url, disk.folder / "second.db")
+    assert {path.name for path in disk.folder.iterdir()} <= {
+        "filler",
+        "edge.db",
+        "edge.db-wal",
+        "edge.db-shm",
+    }
+    disk.make_room()
+    site.settle()
+    site.sync(disk.folder / "edge.db")
+    site.check(disk.folder / "edge.db")
+
+
+@pytest.mark.parametrize("step", ["push.sent", "push.committed", "usage.sent"])
+def test_a_full_disk_at_the_origin_repeats_and_loses_nothing(
+    disk: SmallDisk, hub_url: str, tmp_path: Path, step: str
+) -> None:
+    site = Site(disk.folder, hub_url)
+    site.change()
+
+    def fill() -> None:
+        with open_store(site.origin) as file:
+            file.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that the WAL needs room
+        disk.fill()
+
+    with reaching(once(step, fill)), pytest.raises(DiskFullError) as caught:
+        site.sync(site.origin)
+    assert "room" in said(caught.value)
+    disk.make_room()
+    site.settle()
+    site.check()
