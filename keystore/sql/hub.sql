@@ -71,11 +71,16 @@ WHERE t.store_id = %(store_id)s
   AND NOT EXISTS (SELECT FROM pg_temp.incoming_{table} AS i WHERE i.{id} = t.{id});
 
 -- name: upsert
--- (A row that is the same already keeps its stamp: no replica needs to get it again.)
-INSERT INTO keystore.{table} AS t (store_id, {columns}, changed_at_id)
-SELECT %(store_id)s, {values}, %(changed_at_id)s FROM pg_temp.incoming_{table}
-ON CONFLICT (store_id, {id}) DO UPDATE SET {updates}, changed_at_id = excluded.changed_at_id
-WHERE ({old}) IS DISTINCT FROM ({new});
+-- (A row that is the same already keeps its stamp: no replica needs to get it again. Nobody else
+-- writes this store's rows meanwhile, so the care that ON CONFLICT takes with each row is not needed.)
+MERGE INTO keystore.{table} AS t
+USING (SELECT {values} FROM pg_temp.incoming_{table}) AS i
+ON t.store_id = %(store_id)s AND t.{id} = i.{id}
+WHEN MATCHED AND ({old}) IS DISTINCT FROM ({new}) THEN
+    UPDATE SET {updates}, changed_at_id = %(changed_at_id)s
+WHEN NOT MATCHED THEN
+    INSERT (store_id, {columns}, changed_at_id)
+    VALUES (%(store_id)s, {new}, %(changed_at_id)s);
 
 -- name: delete
 WITH gone AS (

@@ -24,9 +24,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _TO_HUB = {
     Kind.BIGINT: "{0}",
     Kind.TEXT: "{0}",
-    Kind.UUID: "{0}::UUID",
-    Kind.BOOLEAN: "{0} <> 0",
-    Kind.TIMESTAMPTZ: "{0}::TIMESTAMPTZ",
+    Kind.UUID: "{0}::UUID AS {0}",
+    Kind.BOOLEAN: "{0} <> 0 AS {0}",
+    Kind.TIMESTAMPTZ: "{0}::TIMESTAMPTZ AS {0}",
 }
 _TO_WIRE = {
     Kind.BIGINT: "{0}",
@@ -130,9 +130,9 @@ def fill(name: str, table: Table) -> str:
         wire_types=", ".join(f"{column} {kind}" for column, kind in pairs),
         values=", ".join(_TO_HUB[column.kind].format(column.name) for column in columns),
         wire=", ".join(_TO_WIRE[column.kind].format(column.name) for column in columns),
-        updates=", ".join(f"{column} = excluded.{column}" for column in names[1:]),
+        updates=", ".join(f"{column} = i.{column}" for column in names[1:]),
         old=", ".join(f"t.{column}" for column in names),
-        new=", ".join(f"excluded.{column}" for column in names),
+        new=", ".join(f"i.{column}" for column in names),
         digest=" || ".join(
             f"coalesce(octet_length({column}::TEXT) || ':' || {column} || ',', '-,')"
             for column in names
