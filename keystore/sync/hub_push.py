@@ -1,6 +1,7 @@
 """One push to a hub, inside its transaction."""
 
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 
@@ -9,7 +10,7 @@ from keystore.errors import IncompleteStateError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
 from keystore.sync.hub_connection import HubConnection
-from keystore.sync.hub_rows import copy_in, fill, refuse_misfits, wire_types
+from keystore.sync.hub_rows import copy_in, copying_in, fill, refuse_misfits, wire_types
 from keystore.sync.protocols import Origin, PageCounts, TargetState
 from keystore.tables import TRACKED, Table
 
@@ -21,7 +22,8 @@ class HubPush:
         self.state = state
         self.committed = False
         self._hub, self._origin = hub, origin
-        self._staged: dict[Table, bool] = {}
+        self._staged: set[Table] = set()
+        self._under_way = ExitStack()
 
     def digests(self) -> Buckets:
         """Digest what the hub holds of this origin, in SQL."""
@@ -38,28 +40,41 @@ class HubPush:
         return {t.name: int(self._hub.row("highest_id", t, **where)[0]) for t in TRACKED}
 
     def send(self, page: Page) -> None:
-        """Stage one page in temporary tables."""
+        """Stage one page in temporary tables; the next one is read while the hub is at it."""
+        self.close()
         conn, table, name = self._hub.conn, page.table, page.table.name
         if not self._staged:
             self._hub.rows("create_incoming_deleted")
         if table not in self._staged:
-            self._staged[table] = True
+            self._staged.add(table)
             self._hub.rows("create_incoming", table)
         if page.repeats:
             ids = [*page.deleted, *(int(row[0] or 0) for row in page.rows)]
             self._hub.rows("forget_incoming", table, ids=ids)
             self._hub.rows("forget_incoming_deleted", name=name, ids=ids)
-        try:
-            copy_in(conn, fill("copy_incoming", table), wire_types(table), page.rows)
-        except psycopg.Error:
-            refuse_misfits(table, page.rows)
-            raise
         if page.deleted:
             gone = ((name, record_id) for record_id in page.deleted)
             copy_in(conn, fill("copy_incoming_deleted", table), ("text", "int8"), gone)
+        if page.rows:
+            self._under_way.enter_context(self._staging(page))
+
+    @contextmanager
+    def _staging(self, page: Page) -> Iterator[None]:
+        statement, types = fill("copy_incoming", page.table), wire_types(page.table)
+        try:
+            with copying_in(self._hub.conn, statement, types, page.rows):
+                yield
+        except psycopg.Error:
+            refuse_misfits(page.table, page.rows)
+            raise
+
+    def close(self) -> None:
+        """Wait until the hub has the last page; nothing else can be asked of it before."""
+        self._under_way.close()
 
     def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts | None) -> None:
         """Merge what was staged; it becomes visible when the block ends."""
+        self.close()
         where = {"store_id": self._origin.store_id}
         if counts is not None:
             for table in TRACKED:

@@ -5,6 +5,7 @@ SQL, once for each kind of column.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -43,14 +44,24 @@ def wire_types(table: Table) -> list[str]:
     return ["int8" if column.kind in _NUMBERS else "text" for column in table.columns]
 
 
-def copy_in(
+@contextmanager
+def copying_in(
     conn: Connection, statement: str, types: Sequence[str], rows: Iterable[Sequence[object]]
-) -> None:
-    """Send rows by COPY … FROM STDIN (FORMAT BINARY)."""
+) -> Iterator[None]:
+    """Send rows by COPY … FROM STDIN (FORMAT BINARY); the hub has them when the block ends."""
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(types)
         for row in rows:
             copy.write_row(row)
+        yield
+
+
+def copy_in(
+    conn: Connection, statement: str, types: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Send rows by COPY … FROM STDIN (FORMAT BINARY), and wait until the hub has them."""
+    with copying_in(conn, statement, types, rows):
+        pass
 
 
 def copy_out(

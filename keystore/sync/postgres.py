@@ -61,7 +61,8 @@ class PostgresHub(HubConnection):
                 self.rows("use_utc")
                 acknowledged, token = self.row("lock_store", store_id=origin.store_id)
                 session = HubPush(self, origin, TargetState(acknowledged, token, not token))
-                yield session
+                with closing(session):
+                    yield session
                 if not session.committed:
                     raise psycopg.Rollback
 
