@@ -42,6 +42,11 @@ FROM keystore.stores
 WHERE store_id = %(store_id)s
 FOR UPDATE;
 
+-- name: look_up_by_id
+-- Changes are few beside what is there. The planner, which has no statistics of temporary tables,
+-- would rather read the whole of the hub's table.
+SELECT set_config('enable_hashjoin', 'off', TRUE), set_config('enable_mergejoin', 'off', TRUE);
+
 -- name: create_incoming
 CREATE TEMP TABLE incoming_{table} ({wire_types}) ON COMMIT DROP;
 

@@ -103,6 +103,8 @@ class HubPush:
         where: dict[str, object] = {"store_id": self._origin.store_id}
         stamp = where | {"changed_at_id": up_to}
         tables = [table for table in TRACKED if table in self._staged]
+        if counts is None:
+            self._hub.rows("look_up_by_id")
         for table in tables if counts is not None else ():
             self._hub.rows("delete_unnamed", table, **where)
         for table in tables:
