@@ -42,10 +42,12 @@ FROM keystore.stores
 WHERE store_id = %(store_id)s
 FOR UPDATE;
 
--- name: look_up_by_id
--- Changes are few beside what is there. The planner, which has no statistics of temporary tables,
--- would rather read the whole of the hub's table.
-SELECT set_config('enable_hashjoin', 'off', TRUE), set_config('enable_mergejoin', 'off', TRUE);
+-- name: scan_joins
+-- Off for an upsert of changes, which are few beside what is there: the planner would rather read the
+-- whole of the hub's table than look them up. On again after it: without statistics of the temporary
+-- tables, it might nest the other statements' loops the wrong way round.
+SELECT set_config('enable_hashjoin', %(allowed)s, TRUE),
+       set_config('enable_mergejoin', %(allowed)s, TRUE);
 
 -- name: create_incoming
 CREATE TEMP TABLE incoming_{table} ({wire_types}) ON COMMIT DROP;

@@ -103,12 +103,13 @@ class HubPush:
         where: dict[str, object] = {"store_id": self._origin.store_id}
         stamp = where | {"changed_at_id": up_to}
         tables = [table for table in TRACKED if table in self._staged]
-        if counts is None:
-            self._hub.rows("look_up_by_id")
         for table in tables if counts is not None else ():
             self._hub.rows("delete_unnamed", table, **where)
+        self._hub.rows("scan_joins", allowed="off" if counts is None else "on")
         for table in tables:
             self._upsert(table, stamp)
+        self._hub.rows("scan_joins", allowed="on")
+        for table in tables:
             self._hub.rows("raise_dead", table, **where)
         for table in reversed(tables):
             self._hub.rows("delete", table, **stamp)
