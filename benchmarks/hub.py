@@ -1,65 +1,120 @@
-"""Push and pull of a whole store, against moving the same rows with the drivers alone."""
+"""Push and pull of a whole store, and of a few changes, against the bare drivers."""
 
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 
 from benchmarks import samples
 from benchmarks.harness import Row, Side, compare, main
+from benchmarks.hubs import FreshHub
 from keystore import clock, db, sql
-from keystore.sync import engine, targets
-from keystore.sync.postgres import PostgresHub
+from keystore.sync import engine
 from keystore.tables import BY_NAME, Kind, WireRow
 from keystore.testing.postgres import running
+
+REPEATED_KEYS = 100
 
 _KEYS = BY_NAME["APIKeys"]
 _COLUMNS = _KEYS.column_list
 _TYPES = [column.kind.value for column in _KEYS.columns]
+_UPDATES = ", ".join(f"{c.name} = excluded.{c.name}" for c in _KEYS.columns[1:])
+_MARKS = ", ".join("?" * len(_KEYS.columns))
 
 
 def measure(quick: bool) -> list[Row]:
-    """Measure with 20,000 keys (quick) or 200,000, on a server of its own."""
-    count = 20_000 if quick else 200_000
+    """Measure with 20,000 keys of which 2,000 change (quick), or 1,000,000 and 10,000."""
+    keys, changes = (20_000, 2_000) if quick else (1_000_000, 10_000)
     with (
         TemporaryDirectory(prefix="keystore-bench-") as folder,
         running() as server,
-        samples.origin(Path(folder) / "origin.db", samples.random_hashes(count)) as file,
+        samples.origin(Path(folder) / "origin.db", samples.random_hashes(keys)) as file,
+        FreshHub(server.url, "ours") as ours,
+        FreshHub(server.url, "theirs") as theirs,
     ):
-        select = f"SELECT {_COLUMNS} FROM APIKeys ORDER BY {_KEYS.id}"
-        rows: list[WireRow] = file.conn.execute(select).fetchall()
-        with closing(_Hub(server.url, "ours")) as ours:
-            return [
-                _push(file, rows, ours, server.url, quick),
-                _pull(ours, rows, Path(folder), quick),  # of what the last round pushed
-            ]
+        rows = _rows(file)
+        pushed = _push(file, rows, ours, theirs, quick)
+        replica, bare = Path(folder) / "replica.db", _BareFile(Path(folder) / "bare.db")
+        pulled = _pull(ours, rows, replica, bare, quick)  # of what the last round pushed
+        del rows
+        return [
+            pushed,
+            _push_changes(file, ours, theirs, changes, quick),
+            _push_repeated(file, ours, keys, quick),
+            pulled,
+            _pull_changes(file, ours, replica, bare, changes, quick),
+        ]
 
 
 def _push(
-    file: db.StoreFile, rows: Sequence[WireRow], ours: "_Hub", server: str, quick: bool
+    file: db.StoreFile, rows: Sequence[WireRow], ours: FreshHub, theirs: FreshHub, quick: bool
 ) -> Row:
     values = [_to_postgres(row) for row in rows]
-    with closing(_Hub(server, "theirs")) as theirs:
-        measured = compare(
-            f"push of {len(rows):,} keys to a new hub",
-            "binary COPY from memory, one INSERT … ON CONFLICT",
-            Side(lambda: engine.push(file, ours.hub, "hub:", engine.Report("hub:")), ours.renew),
-            Side(lambda: _copy_and_insert(theirs.conn, values), theirs.renew),
-            goal=1.25,
-            quick=quick,
-        )
-        _refuse_unequal(ours.count_keys(), theirs.count_keys())
+    measured = compare(
+        f"push of {len(rows):,} keys to a new hub",
+        "binary COPY from memory, one INSERT … ON CONFLICT",
+        Side(lambda: _send(file, ours), ours.renew),
+        Side(lambda: _copy_and_insert(theirs.conn, values), theirs.renew),
+        goal=1.25,
+        quick=quick,
+    )
+    _refuse_unequal(ours.count_keys(), theirs.count_keys())
     return measured
 
 
-def _pull(ours: "_Hub", rows: Sequence[WireRow], folder: Path, quick: bool) -> Row:
-    replica, bare = folder / "replica.db", _BareFile(folder / "bare.db", rows)
+def _push_changes(
+    file: db.StoreFile, ours: FreshHub, theirs: FreshHub, changes: int, quick: bool
+) -> Row:
+    """Measure with keys that lie apart, in hubs that hold all of them."""
+    change = _Changes(file, changes)
+    values: list[tuple[object, ...]] = []
 
+    def push() -> None:
+        _refuse_unequal(_send(file, ours), changes)
+
+    def look() -> None:
+        values[:] = (_to_postgres(row) for row in change.rows())
+
+    return compare(
+        f"push of {changes:,} changed keys among {change.keys:,}",
+        "binary COPY from memory, one INSERT … ON CONFLICT",
+        Side(push, change.make),
+        Side(lambda: _copy_and_insert(theirs.conn, values), look),
+        goal=1.25,
+        quick=quick,
+    )
+
+
+def _push_repeated(file: db.StoreFile, ours: FreshHub, changes: int, quick: bool) -> Row:
+    """Compare by what is sent: the same few rows, after many changes and after one of each."""
+
+    def change(times: int) -> None:
+        labels = ((f"change {uuid.uuid4()}",) for _ in range(times))
+        statement = f"UPDATE APIKeys SET label = ? WHERE {_KEYS.id} <= {REPEATED_KEYS}"
+        with file.write() as conn:
+            conn.executemany(statement, labels)
+
+    def push() -> None:
+        _refuse_unequal(_send(file, ours), REPEATED_KEYS)
+
+    return compare(
+        f"push after {changes:,} changes to {REPEATED_KEYS} keys: {REPEATED_KEYS} rows are sent",
+        f"push after {REPEATED_KEYS} changes to {REPEATED_KEYS} keys",
+        Side(push, lambda: change(changes // REPEATED_KEYS)),
+        Side(push, lambda: change(1)),
+        goal=None,
+        quick=quick,
+    )
+
+
+def _pull(
+    ours: FreshHub, rows: Sequence[WireRow], replica: Path, bare: "_BareFile", quick: bool
+) -> Row:
     def replicate() -> None:
         engine.replicate(ours.hub, "hub:", replica, engine.Report("hub:"))
 
@@ -67,7 +122,7 @@ def _pull(ours: "_Hub", rows: Sequence[WireRow], folder: Path, quick: bool) -> R
         f"pull of {len(rows):,} keys into a new replica",
         "executemany from memory, same table and indexes",
         Side(replicate, lambda: db.remove_files(replica)),
-        Side(bare.fill, bare.renew),
+        Side(lambda: bare.fill(rows), bare.renew),
         goal=1 / 0.7,
         quick=quick,
     )
@@ -75,39 +130,107 @@ def _pull(ours: "_Hub", rows: Sequence[WireRow], folder: Path, quick: bool) -> R
     return measured
 
 
-class _Hub:
-    """An empty hub in a database of its own, with a bare connection to the same database."""
+def _pull_changes(
+    file: db.StoreFile,
+    ours: FreshHub,
+    replica: Path,
+    bare: "_BareFile",
+    changes: int,
+    quick: bool,
+) -> Row:
+    """Measure with a replica's triggers on: they tell its validators what has changed."""
+    change = _Changes(file, changes)
+    rows: list[WireRow] = []
 
-    def __init__(self, server: str, name: str) -> None:
-        self._server, self._name = server, name
-        self._url = urlsplit(server)._replace(path=f"/{name}").geturl()
-        self._open()
+    def push() -> None:
+        change.make()
+        _send(file, ours)
+        rows[:] = change.rows()
 
-    def _open(self) -> None:
-        with psycopg.connect(self._server, autocommit=True) as admin:
-            admin.execute(f"DROP DATABASE IF EXISTS {self._name}")
-            admin.execute(f"CREATE DATABASE {self._name}")
-        self.hub = PostgresHub(self._url)
-        with targets.hub_admin(self._url) as admin:
-            admin.init()
-        self.conn: psycopg.Connection[Any] = psycopg.connect(self._url, autocommit=True)
+    with db.open_store(replica) as mirror, closing(bare.open()) as other:
+
+        def pull(expected: int = changes) -> None:
+            report = engine.Report("hub:")
+            engine.pull(mirror, ours.hub, "hub:", report)
+            _refuse_unequal(report.pulled or 0, expected)
+
+        engine.pull(mirror, ours.hub, "hub:", engine.Report("hub:"))
+        return compare(
+            f"pull of {changes:,} changed keys among {change.keys:,}",
+            "executemany from memory, INSERT … ON CONFLICT, no triggers",
+            Side(pull, push),
+            Side(lambda: bare.upsert(other, rows)),
+            goal=None,
+            quick=quick,
+        )
+
+
+class _Changes:
+    """Changes the same number of keys each time: others than the last time, and far apart."""
+
+    def __init__(self, file: db.StoreFile, number: int) -> None:
+        self._file, self._number = file, number
+        self.keys = int(db.scalar(file.conn, "SELECT count(*) FROM APIKeys"))
+        self._offsets = count()
+        self._where = ""
+
+    def make(self) -> None:
+        step = self.keys // self._number
+        self._where = f"{_KEYS.id} % {step} = {next(self._offsets) % step}"
+        label = f"changed {uuid.uuid4()}"
+        with self._file.write() as conn:
+            conn.execute(f"UPDATE APIKeys SET label = ? WHERE {self._where}", (label,))
+
+    def rows(self) -> list[WireRow]:
+        return _rows(self._file, self._where)
+
+
+class _BareFile:
+    """A file with the store's tables and no triggers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def renew(self) -> None:
-        self.close()
-        self._open()
+        db.remove_files(self.path)
+        with closing(db.connect(self.path, create=True)) as conn:
+            conn.execute("PRAGMA journal_mode = WAL")
+            conn.executescript(sql.read("schema"))
 
-    def close(self) -> None:
-        self.hub.close()
-        self.conn.close()
+    def open(self) -> db.StoreFile:
+        file = db.StoreFile(self.path, db.connect(self.path))
+        db.apply_pragmas(file.conn)
+        file.conn.execute("PRAGMA foreign_keys = OFF")  # as in a replay
+        return file
 
-    def count_keys(self) -> int:
-        return len(self.conn.execute("SELECT FROM keystore.api_keys").fetchall())
+    def fill(self, rows: Sequence[WireRow]) -> None:
+        with self.open() as file, file.write() as conn:
+            conn.executemany(f"INSERT INTO APIKeys ({_COLUMNS}) VALUES ({_MARKS})", rows)
+
+    def upsert(self, file: db.StoreFile, rows: Sequence[WireRow]) -> None:
+        with file.write() as conn:
+            conn.executemany(
+                f"INSERT INTO APIKeys ({_COLUMNS}) VALUES ({_MARKS})"
+                f" ON CONFLICT ({_KEYS.id}) DO UPDATE SET {_UPDATES}",
+                rows,
+            )
+
+
+def _send(file: db.StoreFile, hub: FreshHub) -> int:
+    report = engine.Report("hub:")
+    engine.push(file, hub.hub, "hub:", report)
+    return report.pushed or 0
+
+
+_THEIRS = uuid.uuid4()
+"""The origin that the rows of the bare push belong to."""
+_STAMPS = count(1)
+"""The bare push stamps its rows anew each time, too: a replica has to find them by an index."""
 
 
 def _copy_and_insert(conn: psycopg.Connection[Any], values: Sequence[Sequence[object]]) -> None:
     """Bring rows into the hub's own table in the fastest way that also updates what is there."""
     typed = ", ".join(f"{column.name} {column.kind.value}" for column in _KEYS.columns)
-    updates = ", ".join(f"{column.name} = excluded.{column.name}" for column in _KEYS.columns[1:])
     with conn.transaction():
         conn.execute(f"CREATE TEMP TABLE bare ({typed}) ON COMMIT DROP")
         statement = f"COPY bare ({_COLUMNS}) FROM STDIN (FORMAT BINARY)"
@@ -117,10 +240,15 @@ def _copy_and_insert(conn: psycopg.Connection[Any], values: Sequence[Sequence[ob
                 copy.write_row(value)
         conn.execute(
             f"INSERT INTO keystore.api_keys (store_id, {_COLUMNS}, changed_at_id)"
-            f" SELECT %s, {_COLUMNS}, 1 FROM bare"
-            f" ON CONFLICT (store_id, {_KEYS.id}) DO UPDATE SET {updates}, changed_at_id = 1",
-            (uuid.uuid4(),),
+            f" SELECT %s, {_COLUMNS}, %s FROM bare ON CONFLICT (store_id, {_KEYS.id})"
+            f" DO UPDATE SET {_UPDATES}, changed_at_id = excluded.changed_at_id",
+            (_THEIRS, next(_STAMPS)),
         )
+
+
+def _rows(file: db.StoreFile, where: str = "TRUE") -> list[WireRow]:
+    select = f"SELECT {_COLUMNS} FROM APIKeys WHERE {where} ORDER BY {_KEYS.id}"
+    return file.conn.execute(select).fetchall()
 
 
 def _to_postgres(row: WireRow) -> tuple[object, ...]:
@@ -138,26 +266,6 @@ def _to_postgres(row: WireRow) -> tuple[object, ...]:
     )
 
 
-class _BareFile:
-    """A file with the store's tables and no triggers, for one round."""
-
-    def __init__(self, path: Path, rows: Sequence[WireRow]) -> None:
-        self.path, self._rows = path, rows
-
-    def renew(self) -> None:
-        db.remove_files(self.path)
-        self._file = db.StoreFile(self.path, db.connect(self.path, create=True))
-        db.apply_pragmas(self._file.conn)
-        self._file.conn.execute("PRAGMA foreign_keys = OFF")  # as in a replay
-        self._file.conn.execute("PRAGMA journal_mode = WAL")
-        self._file.conn.executescript(sql.read("schema"))
-
-    def fill(self) -> None:
-        marks = ", ".join("?" * len(_KEYS.columns))
-        with self._file as file, file.write() as conn:
-            conn.executemany(f"INSERT INTO APIKeys ({_COLUMNS}) VALUES ({marks})", self._rows)
-
-
 def _count_keys(path: Path) -> int:
     with closing(db.connect(path)) as conn:
         return int(db.scalar(conn, "SELECT count(*) FROM APIKeys"))
@@ -165,7 +273,7 @@ def _count_keys(path: Path) -> int:
 
 def _refuse_unequal(ours: int, theirs: int) -> None:
     if ours != theirs:
-        msg = f"we moved {ours} keys, they {theirs}: the times cannot be compared"
+        msg = f"{ours} keys were moved, not {theirs}: the times cannot be compared"
         raise RuntimeError(msg)
 
 

@@ -167,6 +167,23 @@ def test_a_pull_is_one_snapshot_however_the_origin_goes_on(
     reader.close()
 
 
+def test_a_row_that_the_hub_cannot_take_is_named_and_nothing_is_pushed(
+    hub_url: str, store: Store
+) -> None:
+    """Its page is taken while the next one is read, so the failure shows late."""
+    push(store, hub_url)
+    conn = store.file.conn
+    conn.execute("PRAGMA ignore_check_constraints = ON")
+    conn.execute("INSERT INTO Plans (name) VALUES ('a' || char(0))")
+    store.issue_key("ada@example.org")
+    with pytest.raises(TargetError, match=r"Plans 2 cannot be pushed: name"):
+        push(store, hub_url)
+    conn.execute("DELETE FROM Plans WHERE plan_id = 2")
+    conn.execute("PRAGMA ignore_check_constraints = OFF")
+    push(store, hub_url)
+    assert_hub_equals(hub_url, store)
+
+
 def assert_hub_equals(url: str, store: Store) -> None:
     hub = PostgresHub(url)
     with hub.pull(store.info.store_id, None) as cut:

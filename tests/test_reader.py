@@ -1,16 +1,56 @@
 """The ChangeLog reader: small pages, changes while it reads, and no pinned WAL."""
 
+import tracemalloc
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pytest
+
 from keystore import Store
-from keystore.changelog import Reader
-from keystore.sync import digest
+from keystore.changelog import Page, Reader
+from keystore.sync import digest, engine
+from keystore.sync.digest import Bucket
+from keystore.sync.protocols import Origin, PageCounts, TargetState
+from tests.conftest import NewStore
+
+
+class Void:
+    """A target that keeps nothing of what it is sent, so that only the sender's memory counts."""
+
+    target_id = "void"
+    state = TargetState(0, None, wants_everything=True)
+
+    @contextmanager
+    def push(self, origin: Origin) -> "Iterator[Void]":
+        self.origin = origin
+        yield self
+
+    def start_over(self) -> None:
+        pass
+
+    def digests(self) -> None:
+        return None
+
+    def bucket_pages(self, _: Collection[Bucket]) -> Iterator[Page]:
+        return iter(())
+
+    def highest_ids(self) -> PageCounts:
+        return {}
+
+    def send(self, page: Page) -> None:
+        pass
+
+    def commit(self, **_: object) -> None:
+        pass
 
 
 def many(store: Store, count: int) -> None:
-    store.file.conn.executemany(
-        "INSERT INTO Plans (name) VALUES (?)", [(f"plan {number}",) for number in range(count)]
-    )
+    with store.file.write() as conn:
+        conn.executemany(
+            "INSERT INTO Plans (name) VALUES (?)", [(f"plan {number}",) for number in range(count)]
+        )
 
 
 def test_many_changes_to_one_record_are_one_look(store: Store) -> None:
@@ -54,3 +94,18 @@ def test_no_read_transaction_is_open_between_two_pages(store: Store, tmp_path: P
         for _ in Reader(store.file, None, page_size=5):
             busy, *_ = other.file.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             assert busy == 0
+
+
+def test_the_memory_of_a_push_does_not_grow_with_the_backlog(
+    new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Reader", partial(Reader, page_size=500))
+    peaks = []
+    for count in (2_000, 16_000):
+        store = new_store(f"{count}.db")
+        many(store, count)
+        tracemalloc.start()
+        engine.push(store.file, Void(), "void:", engine.Report("void:"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]

@@ -162,6 +162,14 @@ def test_a_push_of_nothing_new_refreshes_the_time_and_moves_no_rows(
     assert target.pull(tmp_path / "replica.db").pulled == 0
 
 
+def test_many_changes_to_few_records_send_few_rows(target: Pair, store: Store) -> None:
+    store.add_plan("pro")
+    target.push(store)
+    for number in range(500):
+        store.file.conn.execute("UPDATE Plans SET max_staleness_seconds = ?", (number + 1,))
+    assert target.push(store).pushed == 2
+
+
 def test_an_aborted_push_leaves_the_target_as_it_was(target: Pair) -> None:
     with target.sink.push(ORIGIN) as session:
         session.send(plans("free"))

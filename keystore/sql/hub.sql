@@ -1,7 +1,7 @@
 -- What keystore.sync.postgres asks of the hub.
 -- {table} is the hub's table, {name} the store's, {id} the internal id, {columns} the columns,
 -- {wire} the columns as wire values, {wire_types} the columns as they are staged, {values} what was
--- staged as the hub's types, {updates} the SET list, {old} and {new} the columns of both sides,
+-- staged as the hub's types, {updates} and {excluded} the SET lists, {old} and {new} both sides' columns,
 -- {digest} a row as keystore.sync.digest encodes it.
 --
 -- Rows travel as the store has them, numbers and text, and are converted here in SQL: in Python it
@@ -74,12 +74,23 @@ WHERE t.store_id = %(store_id)s
   AND NOT EXISTS (SELECT FROM pg_temp.incoming_{table} AS i WHERE i.{id} = t.{id});
 
 -- name: upsert
--- (In a push of everything, a row that is the same already keeps its stamp. Not in one of changes: a
--- replica may have seen, elsewhere or before this hub was put back, what the row was in between.)
+-- What has changed: by its key, one by one. Each row gets the new stamp, also where nothing differs: a
+-- replica may have seen, elsewhere or before this hub was put back, what the row was in between.
 INSERT INTO keystore.{table} AS t (store_id, {columns}, changed_at_id)
 SELECT %(store_id)s, {values}, %(changed_at_id)s FROM pg_temp.incoming_{table}
-ON CONFLICT (store_id, {id}) DO UPDATE SET {updates}, changed_at_id = excluded.changed_at_id
-WHERE NOT %(is_whole)s OR ({old}) IS DISTINCT FROM ({new});
+ON CONFLICT (store_id, {id}) DO UPDATE SET {excluded}, changed_at_id = excluded.changed_at_id;
+
+-- name: merge
+-- Everything: one join with what is there. A row that is the same already keeps its stamp. Nobody else
+-- writes this store's rows meanwhile, so the care that ON CONFLICT takes with each row is not needed.
+MERGE INTO keystore.{table} AS t
+USING (SELECT {values} FROM pg_temp.incoming_{table}) AS i
+ON t.store_id = %(store_id)s AND t.{id} = i.{id}
+WHEN MATCHED AND ({old}) IS DISTINCT FROM ({new}) THEN
+    UPDATE SET {updates}, changed_at_id = %(changed_at_id)s
+WHEN NOT MATCHED THEN
+    INSERT (store_id, {columns}, changed_at_id)
+    VALUES (%(store_id)s, {new}, %(changed_at_id)s);
 
 -- name: delete
 DELETE FROM keystore.{table} AS t

@@ -1,6 +1,7 @@
 """One push to a hub, inside its transaction."""
 
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -10,7 +11,7 @@ from keystore.errors import IncompleteStateError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
 from keystore.sync.hub_connection import HubConnection, not_granted
-from keystore.sync.hub_rows import copy_in, fill, refuse_misfits, wire_types
+from keystore.sync.hub_rows import copy_in, copying_in, fill, refuse_misfits, wire_types
 from keystore.sync.protocols import Origin, PageCounts, TargetState
 from keystore.tables import TRACKED, Table
 
@@ -22,8 +23,9 @@ class HubPush:
         self.state = state
         self.committed = False
         self._hub, self.origin = hub, origin
-        self._staged: dict[Table, bool] = {}
+        self._staged: set[Table] = set()
         self._is_everything = False
+        self._under_way = ExitStack()
 
     def digests(self) -> Buckets:
         """Digest what the hub holds of this origin, in SQL."""
@@ -45,28 +47,41 @@ class HubPush:
             self.send(Page(table, []))
 
     def send(self, page: Page) -> None:
-        """Stage one page in temporary tables."""
+        """Stage one page in temporary tables; the next one is read while the hub is at it."""
+        self.close()
         conn, table, name = self._hub.conn, page.table, page.table.name
         if not self._staged:
             self._hub.rows("create_incoming_deleted")
         if table not in self._staged:
-            self._staged[table] = True
+            self._staged.add(table)
             self._hub.rows("create_incoming", table)
         if page.repeats:
             ids = [*page.deleted, *(int(row[0] or 0) for row in page.rows)]
             self._hub.rows("forget_incoming", table, ids=ids)
             self._hub.rows("forget_incoming_deleted", name=name, ids=ids)
-        try:
-            copy_in(conn, fill("copy_incoming", table), wire_types(table), page.rows)
-        except (psycopg.Error, TypeError, ValueError):  # a value that the driver cannot write
-            refuse_misfits(table, page.rows)
-            raise
         if page.deleted:
             gone = ((name, record_id) for record_id in page.deleted)
             copy_in(conn, fill("copy_incoming_deleted", table), ("text", "int8"), gone)
+        if page.rows:
+            self._under_way.enter_context(self._staging(page))
+
+    @contextmanager
+    def _staging(self, page: Page) -> Iterator[None]:
+        statement, types = fill("copy_incoming", page.table), wire_types(page.table)
+        try:
+            with copying_in(self._hub.conn, statement, types, page.rows):
+                yield
+        except (psycopg.Error, TypeError, ValueError):  # a value that the driver cannot write
+            refuse_misfits(page.table, page.rows)
+            raise
+
+    def close(self) -> None:
+        """Wait until the hub has the last page; nothing else can be asked of it before."""
+        self._under_way.close()
 
     def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
         """Merge what was staged; it becomes visible when the block ends."""
+        self.close()
         where = {"store_id": self.origin.store_id}
         if self._staged:
             self._merge(up_to, counts)
@@ -98,7 +113,7 @@ class HubPush:
         for table in tables if self._is_everything else ():
             self._hub.rows("delete_unnamed", table, **where)
         for table in tables:
-            self._upsert(table, stamp | {"is_whole": self._is_everything})
+            self._upsert(table, stamp)
             self._hub.rows("raise_dead", table, **where)
         for table in reversed(tables):
             self._hub.rows("delete", table, **where)
@@ -114,7 +129,7 @@ class HubPush:
     def _upsert(self, table: Table, stamp: dict[str, object]) -> None:
         try:
             with self._hub.conn.transaction():
-                self._hub.rows("upsert", table, **stamp)
+                self._hub.rows("merge" if self._is_everything else "upsert", table, **stamp)
         except psycopg.DataError:
             # Only now is it worth a look at each row; the savepoint has kept what was staged.
             refuse_misfits(table, self._hub.rows("staged", table))

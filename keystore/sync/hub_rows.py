@@ -5,6 +5,7 @@ SQL, once for each kind of column.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -24,9 +25,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _TO_HUB = {
     Kind.BIGINT: "{0}",
     Kind.TEXT: "{0}",
-    Kind.UUID: "{0}::UUID",
-    Kind.BOOLEAN: "{0} <> 0",
-    Kind.TIMESTAMPTZ: "{0}::TIMESTAMPTZ",
+    Kind.UUID: "{0}::UUID AS {0}",
+    Kind.BOOLEAN: "{0} <> 0 AS {0}",
+    Kind.TIMESTAMPTZ: "{0}::TIMESTAMPTZ AS {0}",
 }
 _TO_WIRE = {
     Kind.BIGINT: "{0}",
@@ -43,14 +44,24 @@ def wire_types(table: Table) -> list[str]:
     return ["int8" if column.kind in _NUMBERS else "text" for column in table.columns]
 
 
-def copy_in(
+@contextmanager
+def copying_in(
     conn: Connection, statement: str, types: Sequence[str], rows: Iterable[Sequence[object]]
-) -> None:
-    """Send rows by COPY … FROM STDIN (FORMAT BINARY)."""
+) -> Iterator[None]:
+    """Send rows by COPY … FROM STDIN (FORMAT BINARY); the hub has them when the block ends."""
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(types)
         for row in rows:
             copy.write_row(row)
+        yield
+
+
+def copy_in(
+    conn: Connection, statement: str, types: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Send rows by COPY … FROM STDIN (FORMAT BINARY), and wait until the hub has them."""
+    with copying_in(conn, statement, types, rows):
+        pass
 
 
 def copy_out(
@@ -130,9 +141,10 @@ def fill(name: str, table: Table) -> str:
         wire_types=", ".join(f"{column} {kind}" for column, kind in pairs),
         values=", ".join(_TO_HUB[column.kind].format(column.name) for column in columns),
         wire=", ".join(_TO_WIRE[column.kind].format(column.name) for column in columns),
-        updates=", ".join(f"{column} = excluded.{column}" for column in names[1:]),
+        updates=", ".join(f"{column} = i.{column}" for column in names[1:]),
+        excluded=", ".join(f"{column} = excluded.{column}" for column in names[1:]),
         old=", ".join(f"t.{column}" for column in names),
-        new=", ".join(f"excluded.{column}" for column in names),
+        new=", ".join(f"i.{column}" for column in names),
         digest=" || ".join(
             f"coalesce(octet_length({column}::TEXT) || ':' || {column} || ',', '-,')"
             for column in names

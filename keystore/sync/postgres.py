@@ -65,7 +65,8 @@ class PostgresHub(HubConnection):
                     raise not_granted(f"this role may not push as {origin.store_id}")
                 acknowledged, token, _ = found[0]
                 session = HubPush(self, origin, TargetState(acknowledged, token, not token))
-                yield session
+                with closing(session):
+                    yield session
                 if not session.committed:
                     raise psycopg.Rollback
 

@@ -65,13 +65,16 @@ def fill_draft(
     """Fill the empty draft of a replica with a whole cut; return how many records that were.
 
     Nobody else knows the file yet. So the rows go straight into their tables, and the triggers,
-    which have nobody to tell, are made afterwards.
+    which have nobody to tell, are made afterwards. And there is no state to go back to: with the
+    journal in memory each page is written to disk once, not to the WAL first. A commit waits for
+    the disk in either mode.
 
     Raises:
         IncompleteStateError: as :func:`replay`.
     """
     with _rows_fit(file):
         written = 0
+        file.conn.execute("PRAGMA journal_mode = MEMORY")
         with file.write() as conn:
             for page in pull.pages:
                 conn.executemany(_fill("insert_record", page.table), page.rows)
@@ -81,6 +84,7 @@ def fill_draft(
                 _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
             migrate.add_triggers(conn, is_replica=True)
             _finish(conn, pull, target_id)
+        file.conn.execute("PRAGMA journal_mode = WAL")
     return written
 
 
