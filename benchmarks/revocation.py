@@ -24,11 +24,7 @@ _TIMEOUT_SECONDS = 30.0
 
 
 def measure(quick: bool) -> list[Row]:
-    """Measure 100 revocations (quick) or 1,000 in turns with as many notifications.
-
-    An idle follower (statements a minute, CPU) is to be measured here, too, once `sync --follow`
-    is here: the follower of this benchmark would tell nothing about it.
-    """
+    """Measure 100 revocations (quick) or 1,000 in turns with as many notifications."""
     rounds = 100 if quick else 1_000
     issued = [tokens.new_token(uuid_utils.compat.uuid7()) for _ in range(rounds + 1)]
     with (
