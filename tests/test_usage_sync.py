@@ -1,5 +1,6 @@
 """Usage goes up exactly once: through kills, lost acknowledgements, retries and copies."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -201,3 +202,21 @@ def test_one_target_that_is_down_does_not_keep_the_others_from_their_turn(
     with pytest.raises(TargetNotReadyError):
         targets.sync(store.file, keys=keys, on_report=done.append)
     assert [(report.target, report.pushed) for report in done] == [(hub_url, 1)]
+
+
+def test_each_target_that_is_down_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_cli import run
+
+    for name in ("one", "two"):
+        engine.push(store.file, MemoryHub(), f"postgresql://127.0.0.1:1/{name}", Report(""))
+    said = run("sync", "--db", str(store.file.path))
+    assert said.exit_code == 1
+    assert [line.partition(": ")[2][:27] for line in said.output.splitlines()] == [
+        "postgresql://127.0.0.1:1/on",
+        "postgresql://127.0.0.1:1/tw",
+    ]
+    as_json = json.loads(run("sync", "--json", "--db", str(store.file.path)).output)
+    assert as_json["error"]["code"] == "target_unavailable"
+    assert len(as_json["others"]) == 1

@@ -29,11 +29,14 @@ class KeystoreGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeystoreError as error:
+            others = getattr(error, "__notes__", [])
             if ctx.meta.get(_JSON):
                 said = {"code": error.code, "message": error.message, "hint": error.hint}
-                click.echo(json.dumps({"error": said}), err=True)
+                also = {"others": others} if others else {}
+                click.echo(json.dumps({"error": said, **also}), err=True)
             else:
-                click.echo(f"keystore: {printable(str(error))}", err=True)
+                for line in (str(error), *others):
+                    click.echo(f"keystore: {printable(line)}", err=True)
             ctx.exit(1)
         except OSError as error:
             if error.errno == errno.EPIPE:

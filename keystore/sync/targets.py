@@ -197,7 +197,8 @@ def sync(
 
     Raises:
         InvalidInputError: no target is given and none is known.
-        KeystoreError: the first that went wrong, after all had their turn.
+        KeystoreError: the first that went wrong, after all had their turn; its notes tell the
+            others.
     """
     wanted = wanted_targets(file, target, usage_to)
     reports, failures = [], []
@@ -221,6 +222,8 @@ def sync(
             reports.append(report)
             on_report(report)
     if failures:
+        for other in failures[1:]:
+            failures[0].add_note(str(other))
         raise failures[0]
     return reports
 
