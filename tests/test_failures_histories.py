@@ -37,8 +37,8 @@ from tests.failures import reaching
 FAST = settings(
     derandomize=True,
     deadline=None,
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=25,
+    stateful_step_count=25,
     suppress_health_check=list(HealthCheck),
 )
 TOKENS = [f"token number {number}" for number in range(4)]
@@ -230,6 +230,37 @@ class Histories(RuleBasedStateMachine):
         for place in range(len(self.origins) if with_origins else 0):
             self.put_back(place)
 
+    @rule(
+        hub=st.booleans(),
+        origins=st.booleans(),
+        day=st.lists(statements, min_size=1, max_size=3),
+        night=st.lists(statements, max_size=6),
+        key=st.sampled_from(UUIDS),
+    )
+    def lose_a_day(
+        self,
+        hub: bool,
+        origins: bool,
+        day: list[list[tuple[str, int, int, int, int]]],
+        night: list[list[tuple[str, int, int, int, int]]],
+        key: str,
+    ) -> None:
+        """A whole day that everybody has seen, gone at some: too rare to come about by chance."""
+        self.replicate(0)
+        self.keep_hub(with_origins=True)
+        for writes in day:
+            self.write(0, writes, roll_back=False, recursive=False)
+            self.revoke(0, key)
+            for place, path in enumerate(self.everybody()):
+                self.record(place)
+                self.sync(self.everybody().index(path), reconcile=False)
+        if hub:
+            self.put_hub_back(with_origins=False)
+        for place in range(len(self.origins) if origins else 0):
+            self.put_back(place)
+        for writes in night:
+            self.write(0, writes, roll_back=False, recursive=True)
+
     def teardown(self) -> None:
         try:
             if self.origins:
@@ -256,7 +287,8 @@ class Histories(RuleBasedStateMachine):
             except StaleTargetError:
                 with open_store(origin) as file:
                     for _ in range(10):
-                        file.conn.execute("UPDATE Plans SET updated_at = updated_at")
+                        file.conn.execute("INSERT INTO Services (name) VALUES ('for a moment')")
+                        file.conn.execute("DELETE FROM Services WHERE name = 'for a moment'")
                 self.settle(origin)
             else:
                 return
@@ -334,5 +366,5 @@ def test_whatever_happened_at_a_postgres_hub_everybody_agrees_at_last(postgres_u
         def __init__(self) -> None:
             super().__init__(OwnHub)
 
-    few = settings(FAST, max_examples=6, stateful_step_count=25)
+    few = settings(FAST, max_examples=4, stateful_step_count=15)
     run_state_machine_as_test(OverPostgres, settings=few)
