@@ -12,11 +12,14 @@ import psycopg
 
 from keystore import Store
 from keystore.db import open_store
+from keystore.errors import DiskFullError
 from keystore.sync import repository, targets
 from keystore.sync.folder import Folder
 from keystore.testing import postgres
+from tests.test_failures_disk import SmallDisk, add_many, disk
 from tests.test_follow import (
     DEADLINE_SECONDS,
+    InThread,
     Run,
     allowed,
     ask,
@@ -27,7 +30,7 @@ from tests.test_follow import (
     write,
 )
 
-__all__ = ["replica", "run"]
+__all__ = ["disk", "replica", "run"]
 
 SET_PIPE_SIZE = 1031
 SMALLEST_PIPE = 4096
@@ -122,3 +125,20 @@ def test_a_hub_that_was_forgotten_may_come_back_for_usage_alone(
         targets.sync(file, str(files))  # from here on the hub is behind
         reports = targets.sync(file)
     assert sum(report.usage or 0 for report in reports) == 1
+
+
+def test_a_full_disk_ends_no_follower(
+    store: Store, replica: Path, hub_url: str, disk: SmallDisk
+) -> None:
+    edge = disk.folder / "edge.db"
+    targets.replicate(hub_url, edge)
+    with InThread(edge, None, target=hub_url, poll=0.2) as follower:
+        assert follower.next().kind == "following"
+        disk.fill()
+        add_many(store.file.path)
+        targets.sync(store.file, hub_url)
+        event = follower.next()
+        assert (event.kind, type(event.error)) == ("lost", DiskFullError)
+        disk.make_room()
+        assert follower.next().kind == "back"
+    assert follower.errors == []
