@@ -161,6 +161,17 @@ class StoreFile(Closing):
             raise _translate(error, self.path) from error
 
 
+@contextmanager
+def any_text(conn: "sqlite3.Connection") -> Iterator[None]:
+    """Read text that is not UTF-8, which no CHECK can refuse, with U+FFFD for what it lacks."""
+    before = conn.text_factory
+    conn.text_factory = lambda data: data.decode("utf-8", "replace")
+    try:
+        yield
+    finally:
+        conn.text_factory = before
+
+
 def open_store(
     path: Path | str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS, any_version: bool = False
 ) -> StoreFile:

@@ -87,12 +87,8 @@ def _events(conn: "sqlite3.Connection") -> Iterator[str]:
     """Make text of the timeline UTF-8 that is not; nobody can correct it in another way."""
     table = BY_NAME["APIKeyStatusEvents"]
     while (event_id := changelog.undecodable(conn, table)) is not None:
-        text_factory = conn.text_factory
-        conn.text_factory = lambda data: data.decode("utf-8", "replace")
-        try:
+        with db.any_text(conn):
             texts = conn.execute(_Q["event_texts"], (event_id,)).fetchone()
-        finally:
-            conn.text_factory = text_factory
         conn.execute(_Q["begin_replaying"])
         conn.execute(_Q["set_event_texts"], (*texts, event_id))
         conn.execute(_Q["end_replaying"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Full, Queue, SimpleQueue
 
 import click
 
@@ -19,6 +19,8 @@ from keystore.sync.follow import POLL_SECONDS, Event, Follower, Lag
 
 GRACE_SECONDS = 3.0
 """How long a round that is under way may take when the process is to end; a kill harms nothing."""
+
+_MOST_LINES_WAITING = 1000
 
 _MOVED = (
     ("revocations", "took over", "revocation"),
@@ -42,12 +44,13 @@ def follow_until_signal(
     Raises:
         KeystoreError: the first that will not pass by itself.
     """
-    tell = _printer()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    printer = _Printer(ended.put)
     followers = [
         Follower(
             db_path,
             url,
-            tell,
+            printer.tell,
             usage_only=usage_only,
             keys=keys,
             root=root,
@@ -55,7 +58,6 @@ def follow_until_signal(
         )
         for url, usage_only in _wanted(db_path, target, usage_to)
     ]
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
     with _signals(
         lambda: ended.put(None)
     ):  # put() may interrupt get(): that is what it is made for
@@ -64,6 +66,7 @@ def follow_until_signal(
         for follower in followers:
             follower.stop()
         _join(threads)
+        printer.close()
     if error is not None:
         raise error
 
@@ -71,17 +74,12 @@ def follow_until_signal(
 @contextmanager
 def following(db_path: Path, target: str | None, usage_to: str | None) -> Iterator[None]:
     """Follow beside something else, whatever goes wrong; at the end, bring up what is left."""
-    tell = _printer()
-
-    def tell_if_anybody_reads(event: Event) -> None:
-        with suppress(OSError):
-            tell(event)
-
+    printer = _Printer(lambda _: None)  # it serves on, whether or not anybody reads
     followers = [
         Follower(
             db_path,
             url,
-            tell_if_anybody_reads,
+            printer.tell,
             usage_only=usage_only,
             keys=signing_keys(None, db_path),
             gives_up=False,
@@ -95,6 +93,7 @@ def following(db_path: Path, target: str | None, usage_to: str | None) -> Iterat
         for follower in followers:
             follower.stop(hand_up=True)
         _join(threads)
+        printer.close()
 
 
 def _wanted(db_path: Path, target: str | None, usage_to: str | None) -> list[tuple[str, bool]]:
@@ -134,18 +133,43 @@ def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _printer() -> Callable[[Event], None]:
-    """Return what prints events, one line each, from any thread; the context is this one's."""
-    as_json, lock = wants_json(), threading.Lock()
+class _Printer:
+    """Prints events, one line each, in a thread of its own.
 
-    def tell(event: Event) -> None:
-        with lock:
-            show_line(_as_json(event), _sentence(event), as_json=as_json)
-            if event.error is not None and not as_json:
-                said = f"{event.report.target}: {event.error.message} Trying again."
-                click.echo(f"keystore: {printable(said)}", err=True)
+    A pipe that is full and that nobody reads must not keep a follower from following, or revoked
+    keys would pass: what does not fit is not printed.
+    """
 
-    return tell
+    def __init__(self, on_failure: Callable[[OSError], None]) -> None:
+        self._as_json = wants_json()  # the context is this thread's
+        self._on_failure = on_failure
+        self._events: Queue[Event | None] = Queue(_MOST_LINES_WAITING)
+        self._thread = threading.Thread(target=self._run, name="print", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: Event) -> None:
+        """Print an event soon; from any thread."""
+        with suppress(Full):
+            self._events.put_nowait(event)
+
+    def close(self) -> None:
+        """Wait until all is printed, but not for a reader who does not read."""
+        with suppress(Full):
+            self._events.put_nowait(None)
+            self._thread.join(GRACE_SECONDS)
+
+    def _run(self) -> None:
+        while (event := self._events.get()) is not None:
+            try:
+                self._print(event)
+            except OSError as error:
+                self._on_failure(error)
+
+    def _print(self, event: Event) -> None:
+        show_line(_as_json(event), _sentence(event), as_json=self._as_json)
+        if event.error is not None and not self._as_json:
+            said = f"{event.report.target}: {event.error.message} Trying again."
+            click.echo(f"keystore: {printable(said)}", err=True)
 
 
 def _as_json(event: Event) -> dict[str, object]:

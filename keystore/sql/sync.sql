@@ -26,7 +26,8 @@ SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
 UPDATE SyncTargets SET url = NULL WHERE url = :url AND target_id <> :target_id;
 
 -- name: forget_url
-UPDATE SyncTargets SET url = NULL WHERE url = ?;
+-- (what it was asked for is forgotten, too: it may come back for usage alone)
+UPDATE SyncTargets SET url = NULL, usage_only = 1 WHERE url = ?;
 
 -- name: add_target
 INSERT INTO SyncTargets (target_id, url, usage_only) VALUES (:target_id, :url, :usage_only)

@@ -72,7 +72,8 @@ def hand_up_usage(
         after = 0
     report.usage = 0
     while True:
-        with file.read() as conn:
+        # (nobody can correct a row that is append-only, and it must not keep the later ones back)
+        with file.read() as conn, db.any_text(conn):
             window = {"after": after, "limit": USAGE_PAGE_SIZE}
             rows = [Usage(*row) for row in conn.execute(_Q["usage_after"], window)]
         if not rows:

@@ -21,6 +21,7 @@ from keystore import changelog, clock, sql
 from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
     CompactedLogError,
+    DiskFullError,
     ExpiredRepositoryError,
     IncompleteStateError,
     KeystoreError,
@@ -46,6 +47,7 @@ LONGEST_BACKOFF_SECONDS = 60.0
 
 PASSING = (
     CompactedLogError,
+    DiskFullError,
     ExpiredRepositoryError,
     IncompleteStateError,
     StaleTargetError,

@@ -148,6 +148,8 @@ def hub_errors() -> Iterator[None]:
             "the hub takes no writes at present.",
             hint="Nothing is lost; run the same command again when it is no longer read-only.",
         ) from error
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise no_hub() from error  # gone since it said who it is: being restored, say
     except psycopg.errors.InsufficientPrivilege as error:
         raise not_granted(first_line(error)) from error
     except psycopg.Error as error:
