@@ -174,3 +174,24 @@ def test_a_lost_acknowledgement_of_a_check_in_makes_no_second_replica(
     centre.sync(replica)
     with open_store(replica) as file:
         assert file.info().incarnation == before
+
+
+def test_two_processes_that_sync_one_replica_are_no_copies(
+    centre: Centre, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one shows a token that the faster one has replaced meanwhile."""
+    with open_store(replica) as file:
+        before = file.info().incarnation
+
+    def overtake(step: str) -> None:
+        if step == "check_in.pending":
+            patch.undo()
+            for _ in range(2):
+                centre.sync(replica)
+
+    with monkeypatch.context() as patch, open_store(replica) as file:
+        patch.setattr("keystore.failpoint.on_reach", overtake)
+        exchange.check_in(file, centre.hub)
+    centre.sync(replica)
+    with open_store(replica) as file:
+        assert file.info().incarnation == before
