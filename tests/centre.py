@@ -29,8 +29,8 @@ class Centre:
 
     def keep(self) -> None:
         if self.url is None:
-            locks = {"_lock", "_has_news"}
-            state = {name: item for name, item in vars(self.memory).items() if name not in locks}
+            lives = {"_lock", "_has_news", "_watches"}
+            state = {name: item for name, item in vars(self.memory).items() if name not in lives}
             self.kept = copying.deepcopy(state)
         else:
             self._copy_database("", "_kept")
