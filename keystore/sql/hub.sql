@@ -201,8 +201,7 @@ FROM pg_temp.incoming_usage
 ON CONFLICT (store_id, usage_id, nonce) DO NOTHING;
 
 -- name: revocations
--- If the number that the caller knows is another key's by now, the hub was put back and has given it
--- again: then he gets all.
+-- If the number that the caller knows is not that key's here, the hub was put back: then he gets all.
 SELECT revocation_id, api_key::TEXT, reason,
        to_char(revoked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')
 FROM keystore.revocations

@@ -90,9 +90,6 @@ UPDATE SyncTargets SET
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id AND pending_token = :token;
 
--- name: new_incarnation
-UPDATE StoreInfo SET incarnation = ?;
-
 -- name: usage_nonce
 SELECT nonce FROM UsageLog WHERE usage_id = ?;
 

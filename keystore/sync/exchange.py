@@ -6,8 +6,6 @@ by two copies of one file, counts once. Last, a replica checks in: the operator 
 replica has which revocation, and what may be forgotten because everybody has it.
 """
 
-import uuid
-
 import uuid_utils.compat
 
 from keystore import db, sql
@@ -113,7 +111,7 @@ def check_in(file: StoreFile, hub: Hub) -> None:
             now = conn.execute(_Q["target"], (hub.target_id,)).fetchone()[:2]
             is_overtaken = now != (last, token)  # by a process that syncs this very file: no copy
             if not is_overtaken:
-                conn.execute(_Q["new_incarnation"], (str(uuid.uuid4()),))
+                db.renew_incarnation(conn)
         if is_overtaken:
             check_in(file, hub)
             return
