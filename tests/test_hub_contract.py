@@ -1,6 +1,5 @@
 """What a hub promises beside the rows, whichever it is: revocations and who has what."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,44 +8,10 @@ import uuid_utils.compat
 from keystore import Reason, Store, Validator
 from keystore.db import SCHEMA_VERSION, open_store
 from keystore.errors import NotFoundError
-from keystore.sync import engine, exchange, targets
+from keystore.sync import engine, exchange
 from keystore.sync.engine import Report
-from keystore.sync.hub_admin import HubAdmin, Revoked
-from keystore.sync.memory import MemoryHub
-from keystore.sync.postgres import PostgresHub
-from keystore.sync.protocols import CheckIn, Revocation
-
-AnyHub = MemoryHub | PostgresHub
-
-
-class Centre:
-    """A hub, and the operator beside it."""
-
-    def __init__(self, hub: AnyHub, operator: MemoryHub | HubAdmin) -> None:
-        self.hub, self.operator = hub, operator
-
-    def sync(self, path: Path) -> Report:
-        report = Report("hub:")
-        with open_store(path) as file:
-            targets.sync_opened(file, self.hub, report)
-        return report
-
-    def revoke(self, api_key: str, reason: str | None = None) -> Revocation | Revoked:
-        (item,) = self.operator.revoke(api_key, reason=reason)
-        return item
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
-    if request.param == "memory":
-        memory = MemoryHub()
-        yield Centre(memory, memory)
-        return
-    url = request.getfixturevalue("hub_url")
-    hub = PostgresHub(url)
-    with targets.hub_admin(url) as admin:
-        yield Centre(hub, admin)
-    hub.close()
+from keystore.sync.protocols import CheckIn
+from tests.centre import Centre
 
 
 @pytest.fixture
