@@ -267,9 +267,8 @@ RETURNING token;
 
 -- name: fleet
 -- Ages by the hub's clock. as_of_at is of the origin's: should that be ahead, one of the two is off
--- by the difference, and the data may be that old. What a store says of itself may be any number and
--- any time, infinity included: it must not keep the owner from seeing the others.
-WITH told AS (
+-- by the difference, and the data may be that old.
+WITH members AS (
     SELECT store_id, incarnation, 'origin' AS role, store_id AS origin_id, program_version,
            schema_version, acknowledged_change AS as_of_change, as_of_at, seen_revocation,
            last_seen_at
@@ -278,16 +277,10 @@ WITH told AS (
     SELECT store_id, incarnation, 'replica', origin_id, program_version,
            schema_version, as_of_change, as_of_at, seen_revocation, last_seen_at
     FROM keystore.replicas
-), members AS (
-    SELECT store_id, incarnation, role, origin_id, program_version, schema_version, as_of_change,
-           least(greatest(as_of_at, '1000-01-01 UTC'), '2999-12-31 UTC') AS as_of_at,
-           seen_revocation,
-           least(greatest(last_seen_at, '1000-01-01 UTC'), '2999-12-31 UTC') AS last_seen_at
-    FROM told
 ), aged AS (
     SELECT m.*,
            CASE WHEN o.as_of_at IS NOT NULL
-                THEN greatest(o.acknowledged_change::NUMERIC - m.as_of_change, 0) END AS behind,
+                THEN greatest(o.acknowledged_change - m.as_of_change, 0) END AS behind,
            abs(extract(EPOCH FROM now() - m.as_of_at))::FLOAT8 AS age,
            greatest(extract(EPOCH FROM now() - m.last_seen_at), 0)::FLOAT8 AS silent,
            (SELECT count(*) FROM keystore.revocations AS r
@@ -299,8 +292,7 @@ WITH told AS (
 )
 SELECT store_id::TEXT, incarnation::TEXT, role, origin_id::TEXT, program_version, schema_version,
        CASE WHEN as_of_at IS NOT NULL THEN as_of_change END,
-       to_char(as_of_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),
-       least(behind, 9223372036854775807)::BIGINT, age,
+       to_char(as_of_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), behind, age,
        to_char(last_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), silent,
        seen_revocation, missing, coalesce(age > bound, FALSE) OR silent > %(stale_after)s
 FROM aged
