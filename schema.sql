@@ -252,7 +252,7 @@ CREATE TABLE SyncTargets (
     -- newest signed metadata seen, so that nothing older is ever accepted again
     source_state TEXT,
     -- The hub's number of the latest revocation that this store has, and its key: a hub that was put
-    -- back to an earlier state gives the number to another one.
+    -- back to an earlier state has another key under that number, or none.
     acknowledged_revocation INTEGER NOT NULL DEFAULT 0,
     last_revocation CHAR(36),
     -- 1: this store only hands its usage up there and gets its keys elsewhere

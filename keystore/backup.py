@@ -4,7 +4,6 @@ A file that is copied while it is open can be torn. And a store that is put back
 must not pass for the one that went on: a restore gives it a new incarnation.
 """
 
-import uuid
 from pathlib import Path
 
 from keystore import db, sql
@@ -51,7 +50,7 @@ def _copy(file: db.StoreFile, path: Path, *, new_incarnation: bool) -> None:
             with file.errors():
                 file.conn.backup(target)
                 if new_incarnation:
-                    target.execute(_Q["set_incarnation"], (str(uuid.uuid4()),))
+                    db.renew_incarnation(target)
         finally:
             target.close()
         publish(draft, path)

@@ -6,7 +6,9 @@ a deferred transaction that reads first and then writes fails at once with SQLIT
 when somebody else wrote in between, and no busy timeout helps.
 """
 
+import os
 import sqlite3 as _stdlib_sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -234,6 +236,11 @@ def sqlite_version() -> tuple[int, ...]:
     return sqlite3.sqlite_version_info
 
 
+def renew_incarnation(conn: "sqlite3.Connection") -> None:
+    """Tell a store apart from its copies from now on."""
+    conn.execute(_Q["set_incarnation"], (str(uuid.uuid4()),))
+
+
 def set_busy_timeout(conn: "sqlite3.Connection", seconds: float) -> None:
     """Set for how long a connection waits for another's lock."""
     conn.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
@@ -268,6 +275,22 @@ def scalar(conn: "sqlite3.Connection", statement: str, *parameters: Any) -> Any:
     """Return the first column of the first row, or ``None`` without a row."""
     row = conn.execute(statement, parameters).fetchone()
     return None if row is None else row[0]
+
+
+def identity(path: Path | str) -> tuple[int, int]:
+    """Return what tells a file from another that takes its place: device and inode.
+
+    Raises:
+        StoreNotFoundError: there is none.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - on every check; a Path costs a tenth more
+    except OSError as error:
+        raise StoreNotFoundError(
+            f"{path}: {error.strerror}.",
+            hint="`keystore init` makes an origin, `keystore replicate` a replica.",
+        ) from error
+    return found.st_dev, found.st_ino
 
 
 def remove_files(path: Path) -> None:

@@ -1,12 +1,17 @@
 """A hub that can be put back to an earlier state, in memory or in PostgreSQL."""
 
 import copy as copying
+from pathlib import Path
 
 import psycopg
 
+from keystore.db import open_store
 from keystore.sync import targets
+from keystore.sync.engine import Report
+from keystore.sync.hub_admin import Revoked
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
+from keystore.sync.protocols import Revocation
 
 
 class Centre:
@@ -16,21 +21,20 @@ class Centre:
         self.url = url
         self.memory = MemoryHub()
         self.kept: dict[str, object] = {}
-        self.opened: list[PostgresHub] = []
+        self.opened: PostgresHub | None = None
 
     @property
     def hub(self) -> MemoryHub | PostgresHub:
         if self.url is None:
             return self.memory
-        for hub in self.opened:
-            hub.close()
-        self.opened = [PostgresHub(self.url)]
-        return self.opened[0]
+        if self.opened is None or self.opened.conn.closed:
+            self.opened = PostgresHub(self.url)
+        return self.opened
 
     def keep(self) -> None:
         if self.url is None:
-            locks = {"_lock", "_has_news"}
-            state = {name: item for name, item in vars(self.memory).items() if name not in locks}
+            lives = {"_lock", "_has_news", "_watches"}
+            state = {name: item for name, item in vars(self.memory).items() if name not in lives}
             self.kept = copying.deepcopy(state)
         else:
             self._copy_database("", "_kept")
@@ -41,12 +45,19 @@ class Centre:
         else:
             self._copy_database("_kept", "")
 
-    def revoke(self, api_key: str) -> None:
+    def sync(self, path: Path) -> Report:
+        report = Report("hub:")
+        with open_store(path) as file:
+            targets.sync_opened(file, self.hub, report)
+        return report
+
+    def revoke(self, api_key: str, reason: str | None = None) -> Revocation | Revoked:
         if self.url is None:
-            self.memory.revoke(api_key)
-        else:
-            with targets.hub_admin(self.url) as admin:
-                admin.revoke(api_key)
+            (done,) = self.memory.revoke(api_key, reason=reason)
+            return done
+        with targets.hub_admin(self.url) as admin:
+            (revoked,) = admin.revoke(api_key, reason=reason)
+        return revoked
 
     def usage(self) -> list[tuple[str | None, int]]:
         """Request ids and amounts of all usage rows that the hub has."""
@@ -56,14 +67,16 @@ class Centre:
             return conn.execute("SELECT request_id, amount FROM keystore.usage_log").fetchall()
 
     def close(self) -> None:
-        for hub in self.opened:
-            hub.close()
+        self._disconnect()
         if self.url is not None:
             self._run("DROP DATABASE IF EXISTS {0}_kept")
 
+    def _disconnect(self) -> None:
+        if self.opened is not None:
+            self.opened.close()
+
     def _copy_database(self, source: str, target: str) -> None:
-        for hub in self.opened:
-            hub.close()
+        self._disconnect()
         self._run(f"DROP DATABASE IF EXISTS {{0}}{target} WITH (FORCE)")
         self._run(f"CREATE DATABASE {{0}}{target} TEMPLATE {{0}}{source}")
 

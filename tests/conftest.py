@@ -14,6 +14,7 @@ from keystore.db import open_store
 from keystore.doctor import examine
 from keystore.sync import targets
 from keystore.testing import postgres
+from tests.centre import Centre
 
 NewStore = Callable[..., Store]
 
@@ -98,3 +99,12 @@ def hub_url(database_url: str) -> str:
     with targets.hub_admin(database_url) as admin:
         admin.init()
     return database_url
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
+    """A hub of either kind."""
+    is_memory = request.param == "memory"
+    made = Centre(None if is_memory else request.getfixturevalue("hub_url"))
+    yield made
+    made.close()

@@ -35,16 +35,18 @@ def record(file: StoreFile, amount: int) -> int:
     return amount
 
 
-def push(store: Store, target: MemoryHub | PostgresHub, *, reconcile: bool = False) -> Report:
-    report = Report("")
-    engine.push(store.file, target, "", report, reconcile=reconcile)
+def push(
+    store: Store, target: MemoryHub | PostgresHub, url: str = "hub:", *, reconcile: bool = False
+) -> Report:
+    report = Report(url)
+    engine.push(store.file, target, url, report, reconcile=reconcile)
     return report
 
 
 def pull(path: Path, target: MemoryHub | PostgresHub) -> Report:
     report = Report("")
     with open_store(path) as file:
-        engine.pull(file, target, "", report)
+        engine.pull(file, target, "hub:", report)
     return report
 
 

@@ -15,12 +15,7 @@ from keystore.sync.compact import compact
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
 from keystore.sync.protocols import everything
-
-
-def push(store: Store, hub: MemoryHub, url: str = "memory:") -> Report:
-    report = Report(url)
-    engine.push(store.file, hub, url, report)
-    return report
+from tests.failures import push
 
 
 def assert_equal(store: Store, hub: MemoryHub) -> None:
@@ -58,7 +53,7 @@ def test_a_target_that_was_silent_past_its_lease_gets_everything_when_it_returns
     store.delete_key(doomed.key.api_key)
     store.file.conn.execute("UPDATE SyncTargets SET synced_at = datetime('now', '-31 days')")
     done = compact(store.file)
-    assert (done.kept, done.held_by, done.released) == (0, None, ["memory:"])
+    assert (done.kept, done.held_by, done.released) == (0, None, ["hub:"])
     assert push(store, hub).pushed == 8
     assert_equal(store, hub)
     assert push(store, hub).pushed == 0
@@ -69,8 +64,8 @@ def test_a_lease_is_the_operators_to_choose(store: Store) -> None:
     push(store, hub)
     rename_often(store, 3)
     store.file.conn.execute("UPDATE SyncTargets SET synced_at = datetime('now', '-2 days')")
-    assert compact(store.file, lease=timedelta(days=3)).held_by == "memory:"
-    assert compact(store.file, lease=timedelta(days=1)).released == ["memory:"]
+    assert compact(store.file, lease=timedelta(days=3)).held_by == "hub:"
+    assert compact(store.file, lease=timedelta(days=1)).released == ["hub:"]
 
 
 def test_changes_go_on_after_everything_was_removed(store: Store) -> None:
@@ -112,14 +107,14 @@ def test_a_reader_that_is_overtaken_by_a_compaction_stops(store: Store) -> None:
 def test_a_replica_compacts_its_own_log(store: Store, tmp_path: Path) -> None:
     hub = MemoryHub()
     push(store, hub)
-    engine.replicate(hub, "memory:", tmp_path / "replica.db", Report(""))
+    engine.replicate(hub, "hub:", tmp_path / "replica.db", Report(""))
     with open_store(tmp_path / "replica.db") as replica:
         rename_often(store, 3)
         push(store, hub)
-        engine.pull(replica, hub, "memory:", Report(""))
+        engine.pull(replica, hub, "hub:", Report(""))
         assert compact(replica).kept == 0
         store.add_plan("new")
         push(store, hub)
-        engine.pull(replica, hub, "memory:", Report(""))
+        engine.pull(replica, hub, "hub:", Report(""))
         assert digest.digest_store(replica) == digest.digest_store(store.file)
         assert examine(replica) == []

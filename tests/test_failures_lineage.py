@@ -5,8 +5,8 @@ would leave it with a record that the origin has changed or deleted since: a key
 pass for ever.
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,13 +22,8 @@ from keystore.sync.postgres import PostgresHub
 from tests.centre import Centre
 from tests.failures import copy, pull, push
 
-
-@pytest.fixture(params=["memory", "postgres"])
-def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
-    is_memory = request.param == "memory"
-    made = Centre(None if is_memory else request.getfixturevalue("hub_url"))
-    yield made
-    made.close()
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from keystore import Store
+from keystore.db import StoreFile
 from keystore.errors import TargetUnavailableError
-from keystore.sync import hub_connection, targets
+from keystore.sync import engine, hub_connection, targets
+from keystore.sync.protocols import TargetState
 from tests.conftest import new_hub
 from tests.failures import Site, once, reaching, said
 from tests.proxy import Proxy
@@ -129,12 +131,21 @@ def test_a_pusher_that_idles_in_its_transaction_is_ended_by_the_server(
     """The next pusher gets the lock while the first, which is ended, still lives."""
     shorten(monkeypatch, "5min")
     site.change()
+    pushed: list[int | None] = []
+    start = engine._start
 
-    def second() -> None:
+    def hang(file: StoreFile, state: TargetState) -> int | None:
+        """While a page is under way the server would not take the pusher for idle."""
+        patch.undo()
         with Store.open(site.origin) as store:
-            targets.sync(store.file, site.url)
+            (report,) = targets.sync(store.file, site.url)
+        pushed.append(report.pushed)
+        return start(file, state)
 
-    with reaching(once("push.pending", second)), pytest.raises(TargetUnavailableError):
+    with monkeypatch.context() as patch, pytest.raises(TargetUnavailableError):
+        patch.setattr(engine, "_start", hang)
         site.sync(site.origin)
+    assert pushed
+    assert pushed[0]
     site.settle()
     site.check()

@@ -432,9 +432,9 @@ def test_a_watch_hears_of_what_moved_and_of_nothing_else(
     engine.push(store.file, hub, "hub:", Report(""))
     engine.push(new_store("other.db").file, hub, "hub:", Report(""))
     with admin_of(hub, hub_url) as admin:
-        (first,) = admin.revoke(key)
+        (revoked,) = admin.revoke(key)
         admin.revoke(key)
-    assert watch.wait(DEADLINE_SECONDS) == [News("revocation", first.revocation_id)]
+    assert watch.wait(DEADLINE_SECONDS) == [News("revocation", revoked.revocation_id)]
     assert watch.wait(0) == []
 
 

@@ -1,6 +1,5 @@
 """What a hub promises beside the rows, whichever it is: revocations and who has what."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,44 +8,10 @@ import uuid_utils.compat
 from keystore import Reason, Store, Validator
 from keystore.db import SCHEMA_VERSION, open_store
 from keystore.errors import NotFoundError
-from keystore.sync import engine, exchange, targets
+from keystore.sync import engine, exchange
 from keystore.sync.engine import Report
-from keystore.sync.hub_admin import HubAdmin, Revoked
-from keystore.sync.memory import MemoryHub
-from keystore.sync.postgres import PostgresHub
-from keystore.sync.protocols import CheckIn, Revocation
-
-AnyHub = MemoryHub | PostgresHub
-
-
-class Centre:
-    """A hub, and the operator beside it."""
-
-    def __init__(self, hub: AnyHub, operator: MemoryHub | HubAdmin) -> None:
-        self.hub, self.operator = hub, operator
-
-    def sync(self, path: Path) -> Report:
-        report = Report("hub:")
-        with open_store(path) as file:
-            targets.sync_opened(file, self.hub, report)
-        return report
-
-    def revoke(self, api_key: str, reason: str | None = None) -> Revocation | Revoked:
-        (item,) = self.operator.revoke(api_key, reason=reason)
-        return item
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
-    if request.param == "memory":
-        memory = MemoryHub()
-        yield Centre(memory, memory)
-        return
-    url = request.getfixturevalue("hub_url")
-    hub = PostgresHub(url)
-    with targets.hub_admin(url) as admin:
-        yield Centre(hub, admin)
-    hub.close()
+from keystore.sync.protocols import CheckIn
+from tests.centre import Centre
 
 
 @pytest.fixture
@@ -171,6 +136,27 @@ def test_a_lost_acknowledgement_of_a_check_in_makes_no_second_replica(
             with pytest.raises(CutError):
                 exchange.check_in(file, centre.hub)
     centre.sync(replica)
+    centre.sync(replica)
+    with open_store(replica) as file:
+        assert file.info().incarnation == before
+
+
+def test_two_processes_that_sync_one_replica_are_no_copies(
+    centre: Centre, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one shows a token that the faster one has replaced meanwhile."""
+    with open_store(replica) as file:
+        before = file.info().incarnation
+
+    def overtake(step: str) -> None:
+        if step == "check_in.pending":
+            patch.undo()
+            for _ in range(2):
+                centre.sync(replica)
+
+    with monkeypatch.context() as patch, open_store(replica) as file:
+        patch.setattr("keystore.failpoint.on_reach", overtake)
+        exchange.check_in(file, centre.hub)
     centre.sync(replica)
     with open_store(replica) as file:
         assert file.info().incarnation == before

@@ -5,11 +5,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from keystore import Store
-from keystore.db import open_store
-from keystore.errors import StaleTargetError
+from keystore import Store, changelog
+from keystore.backup import backup
+from keystore.db import StoreFile, open_store
+from keystore.errors import StaleTargetError, TargetNotReadyError
 from keystore.sync import digest, engine
 from keystore.sync.engine import Report
+from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
 from keystore.sync.verify import Difference, verify
 from tests.test_target_contract import Pair, target
@@ -123,3 +125,52 @@ def test_a_replica_ahead_of_the_target_is_not_compared(
     corrupt(tmp_path / "replica.db", "UPDATE StoreInfo SET as_of_change = 1000")
     with open_store(tmp_path / "replica.db") as replica, pytest.raises(StaleTargetError):
         verify(replica, target.source, "", repair=True)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_replica_that_another_process_syncs_meanwhile_is_not_put_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    hub, path = MemoryHub(), tmp_path / "replica.db"
+    key = store.issue_key("ada@example.org").key.api_key
+    engine.push(store.file, hub, "hub:", Report(""))
+    engine.replicate(hub, "hub:", path, Report(""))
+    corrupt(path, "UPDATE Plans SET name = 'other'")
+
+    def overtake(file: StoreFile) -> digest.Buckets:
+        early = digest_store(file)
+        store.revoke_key(key)
+        engine.push(store.file, hub, "hub:", Report(""))
+        with open_store(path) as other:
+            engine.pull(other, hub, "hub:", Report(""))
+        return early if moment == "after" else digest_store(file)
+
+    digest_store = digest.digest_store
+    with open_store(path) as replica:
+        with monkeypatch.context() as patch, pytest.raises(TargetNotReadyError):
+            patch.setattr(digest, "digest_store", overtake)
+            verify(replica, hub, "", repair=True)
+        assert replica.info().as_of_change == changelog.head(store.file.conn)
+        statuses = replica.conn.execute("SELECT status FROM APIKeys").fetchall()
+    assert statuses == [("revoked",)]
+
+
+def test_a_replica_of_another_count_of_the_origin_is_synced_before_it_is_compared(
+    store: Store, hub_url: str, tmp_path: Path
+) -> None:
+    """Or the repair would note that what it has is of that count."""
+    path, twin = tmp_path / "replica.db", tmp_path / "twin.db"
+    hub = PostgresHub(hub_url)
+    engine.push(store.file, hub, "hub:", Report(""))
+    backup(store.file, twin)
+    store.add_plan("lost")
+    engine.push(store.file, hub, "hub:", Report(""))
+    engine.replicate(hub, "hub:", path, Report(""))
+    with open_store(twin) as restored:
+        engine.push(restored, hub, "hub:", Report(""), reconcile=True)
+    with open_store(path) as replica:
+        with pytest.raises(TargetNotReadyError):
+            verify(replica, hub, "", repair=True)
+        engine.pull(replica, hub, "hub:", Report(""))
+        assert verify(replica, hub, "").differences == []
+    hub.close()

@@ -41,7 +41,10 @@ def locked_versions(path: Path) -> None:
 def test_the_wheel_holds_the_sql_and_none_of_the_tests(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {"keystore/sql/schema.sql", "keystore/sql/triggers.sql", "keystore/py.typed"} <= names
+    sources = (PROJECT / "keystore").rglob("*.sql")
+    wanted = {path.relative_to(PROJECT).as_posix() for path in sources}
+    wanted |= {"keystore/sql/schema.sql", "keystore/sql/triggers.sql", "keystore/py.typed"}
+    assert wanted - names == set()
     assert {name.split("/")[0] for name in names} == {
         "keystore",
         wheel.name.split("-py3")[0] + ".dist-info",

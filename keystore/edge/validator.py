@@ -17,7 +17,7 @@ from typing import Any
 from keystore import changelog, clock, db, sql, tokens
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
 from keystore.edge.usage import UsageBuffer
-from keystore.errors import DamagedStoreError, KeystoreError, StoreNotFoundError
+from keystore.errors import DamagedStoreError, KeystoreError
 
 CACHE_SIZE = 100_000
 """Tokens remembered between two commits to the file, about 50 MB."""
@@ -51,7 +51,7 @@ class Validator(db.Closing):
     ) -> None:
         # Before the file is opened: should it be replaced in between, the first check notices.
         self._path = os.fspath(path)
-        self._identity = _identity_of(self._path)
+        self._identity = db.identity(self._path)
         # Checks give up soon on a locked file: readers answer "not now", flushes try again later.
         self._file = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
         self._writer = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
@@ -172,7 +172,7 @@ class Validator(db.Closing):
 
     def _reopen_if_replaced(self) -> None:
         """Follow the path, not the file that it once named: a replica may be made anew there."""
-        identity = _identity_of(self._path)
+        identity = db.identity(self._path)
         if identity != self._identity:
             self._reopen()
             self._identity, self._data_version = identity, None
@@ -229,18 +229,6 @@ class Validator(db.Closing):
             # stays counted, and the next check tries again.
             with suppress(KeystoreError):
                 self._usage.flush()
-
-
-def _identity_of(path: str) -> tuple[int, int]:
-    """Return what tells a file from another that takes its place: device and inode."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - on every check; a Path costs a tenth more
-    except OSError as error:
-        raise StoreNotFoundError(
-            f"{path}: {error.strerror}.",
-            hint="`keystore init` makes an origin, `keystore replicate` a replica.",
-        ) from error
-    return found.st_dev, found.st_ino
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -201,8 +201,7 @@ FROM pg_temp.incoming_usage
 ON CONFLICT (store_id, usage_id, nonce) DO NOTHING;
 
 -- name: revocations
--- If the number that the caller knows is another key's by now, the hub was put back and has given it
--- again: then he gets all.
+-- If the number that the caller knows is not that key's here, the hub was put back: then he gets all.
 SELECT revocation_id, api_key::TEXT, reason,
        to_char(revoked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')
 FROM keystore.revocations
@@ -348,11 +347,18 @@ LIMIT 1;
 -- name: forget_tombstones
 -- The highest id of each table stays: it says which ids have been given away, should an older copy
 -- of the origin have to go on (`keystore sync --reconcile`).
-DELETE FROM keystore.tombstones AS t
-WHERE t.store_id = %(store_id)s AND t.changed_at_id <= %(horizon)s
-  AND t.record_id < (SELECT max(m.record_id) FROM keystore.tombstones AS m
-                     WHERE m.store_id = %(store_id)s AND m.table_name = t.table_name)
-RETURNING record_id;
+WITH highest AS (
+    SELECT table_name, max(record_id) AS record_id FROM keystore.tombstones
+    WHERE store_id = %(store_id)s
+    GROUP BY table_name
+), gone AS (
+    DELETE FROM keystore.tombstones AS t
+    USING highest AS h
+    WHERE t.store_id = %(store_id)s AND t.changed_at_id <= %(horizon)s
+      AND t.table_name = h.table_name AND t.record_id < h.record_id
+    RETURNING t.record_id
+)
+SELECT count(*) FROM gone;
 
 -- name: count_tombstones
 SELECT count(*) FROM keystore.tombstones WHERE store_id = %(store_id)s;

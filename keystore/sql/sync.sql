@@ -91,9 +91,6 @@ UPDATE SyncTargets SET
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id AND pending_token = :token;
 
--- name: new_incarnation
-UPDATE StoreInfo SET incarnation = ?;
-
 -- name: usage_nonce
 SELECT nonce FROM UsageLog WHERE usage_id = ?;
 
@@ -115,36 +112,36 @@ UPDATE StoreInfo SET
     as_of_at = :as_of_at,
     origin_incarnation = :origin_incarnation;
 
+-- name: attach_incoming
+ATTACH ':memory:' AS incoming;
+
+-- name: detach_incoming
+DETACH incoming;
+
 -- name: create_incoming
-CREATE TEMP TABLE IF NOT EXISTS Incoming{table} AS SELECT {columns} FROM {table} WHERE 0;
+CREATE TABLE incoming.{table} AS SELECT {columns} FROM main.{table} WHERE 0;
 
 -- name: create_incoming_deleted
-CREATE TEMP TABLE IF NOT EXISTS IncomingDeleted (table_name TEXT, record_id INTEGER);
-
--- name: clear_incoming
-DELETE FROM temp.Incoming{table};
-
--- name: clear_incoming_deleted
-DELETE FROM temp.IncomingDeleted;
+CREATE TABLE incoming.Deleted (table_name TEXT, record_id INTEGER);
 
 -- name: insert_incoming
-INSERT INTO temp.Incoming{table} ({columns}) VALUES ({marks});
+INSERT INTO incoming.{table} ({columns}) VALUES ({marks});
 
 -- name: insert_incoming_deleted
-INSERT INTO temp.IncomingDeleted (table_name, record_id) VALUES (?, ?);
+INSERT INTO incoming.Deleted (table_name, record_id) VALUES (?, ?);
 
 -- name: delete_replaced
-DELETE FROM {table} WHERE {id} IN (SELECT {id} FROM temp.Incoming{table});
+DELETE FROM main.{table} WHERE {id} IN (SELECT {id} FROM incoming.{table});
 
 -- name: delete_deleted
-DELETE FROM {table}
-WHERE {id} IN (SELECT record_id FROM temp.IncomingDeleted WHERE table_name = '{table}');
+DELETE FROM main.{table}
+WHERE {id} IN (SELECT record_id FROM incoming.Deleted WHERE table_name = '{table}');
 
 -- name: delete_absent
-DELETE FROM {table} WHERE {id} NOT IN (SELECT {id} FROM temp.Incoming{table});
+DELETE FROM main.{table} WHERE {id} NOT IN (SELECT {id} FROM incoming.{table});
 
 -- name: insert_replaced
-INSERT INTO {table} ({columns}) SELECT {columns} FROM temp.Incoming{table};
+INSERT INTO main.{table} ({columns}) SELECT {columns} FROM incoming.{table};
 
 -- name: insert_record
 INSERT INTO {table} ({columns}) VALUES ({marks});
@@ -153,9 +150,9 @@ INSERT INTO {table} ({columns}) VALUES ({marks});
 SELECT count(*) FROM {table};
 
 -- name: skip_unchanged
--- (columns of temporary tables made by CREATE … AS compare in BINARY, e-mail addresses included)
-DELETE FROM temp.Incoming{table} WHERE {id} IN (
+-- (columns of tables made by CREATE … AS compare in BINARY, e-mail addresses included)
+DELETE FROM incoming.{table} WHERE {id} IN (
     SELECT {id} FROM (
-        SELECT {columns} FROM temp.Incoming{table} INTERSECT SELECT {columns} FROM {table}
+        SELECT {columns} FROM incoming.{table} INTERSECT SELECT {columns} FROM main.{table}
     )
 );

@@ -256,7 +256,7 @@ def _reconcile(file: StoreFile, session: PushSession) -> int:
     for another's. Who has seen more elsewhere knows by the new incarnation.
     """
     with file.write() as conn:
-        conn.execute(_Q["new_incarnation"], (str(uuid.uuid4()),))
+        db.renew_incarnation(conn)
         change = session.state.acknowledged_change
         changelog.keep_ids_above(conn, session.highest_ids(), change)
     theirs = session.digests()

@@ -7,7 +7,6 @@ then does is what `keystore sync` does. So a notification that is lost costs tim
 An idle follower sends a hub about ten statements per poll and nothing in between.
 """
 
-import os
 import random
 import threading
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from keystore import changelog, clock, sql
-from keystore.db import StoreFile, open_store, scalar
+from keystore.db import StoreFile, identity, open_store, scalar
 from keystore.errors import (
     CompactedLogError,
     DiskFullError,
@@ -27,7 +26,6 @@ from keystore.errors import (
     KeystoreError,
     StaleTargetError,
     StoreBusyError,
-    StoreNotFoundError,
     TargetNotReadyError,
     TargetUnavailableError,
 )
@@ -184,7 +182,7 @@ class Follower:
 
     def _session(self) -> None:
         """Follow on one connection, until told to stop or the file is replaced."""
-        identity = _identity(self._path)
+        followed = identity(self._path)
         with (
             open_store(self._path) as file,
             open_store(self._path) as eye,
@@ -202,7 +200,7 @@ class Follower:
             watch = target.hub.watch(info.origin_id) if target.hub else None
             rounds, poll_at, usage_at = 0, 0.0, 0.0
             is_called, seen = False, None
-            while not self._stop.is_set() and _identity(self._path) == identity:
+            while not self._stop.is_set() and identity(self._path) == followed:
                 with eye.errors():
                     version = scalar(eye.conn, _Q["data_version"])
                 if version != seen:
@@ -291,15 +289,3 @@ def _as_ours(error: Exception) -> KeystoreError:
     if isinstance(error, KeystoreError):
         return error
     return KeystoreError(f"{type(error).__name__}: {error}.", hint="Please report this.")
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Return what tells a file from another that takes its place: device and inode."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - ten times a second
-    except OSError as error:
-        raise StoreNotFoundError(
-            f"{path}: {error.strerror}.",
-            hint="`keystore init` makes an origin, `keystore replicate` a replica.",
-        ) from error
-    return found.st_dev, found.st_ino

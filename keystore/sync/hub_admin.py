@@ -8,11 +8,11 @@ from keystore.errors import NotFoundError, TargetNotReadyError
 from keystore.sync.hub_connection import (
     HUB_SCHEMA_VERSION,
     HubConnection,
+    channel_of,
     hub_errors,
     no_hub,
     other_version,
 )
-from keystore.sync.hub_push import channel_of
 from keystore.tokens import hash_token
 
 

@@ -66,7 +66,7 @@ def _compact(hub: HubConnection, store_id: str, lease: float) -> Compaction:
         acknowledged, _, before = hub.row("lock_store", **where)
         held = hub.rows("hold", **where, acknowledged=acknowledged, horizon=before, lease=lease)
         horizon, held_by = held[0] if held else (max(before, acknowledged), [])
-        removed = len(hub.rows("forget_tombstones", **where, horizon=horizon))
+        (removed,) = hub.row("forget_tombstones", **where, horizon=horizon)
         (kept,) = hub.row("count_tombstones", **where)
         hub.rows("set_horizon", **where, horizon=horizon)
     return Compaction(store_id, removed, kept, horizon, held_by)

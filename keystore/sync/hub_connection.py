@@ -156,6 +156,11 @@ def hub_errors() -> Iterator[None]:
         raise TargetError(f"the hub failed: {first_line(error)}.") from error
 
 
+def channel_of(store_id: str) -> str:
+    """Return the channel on which a hub tells of an origin's news."""
+    return f"keystore_{store_id.replace('-', '')}"
+
+
 def no_hub() -> TargetNotReadyError:
     """Return the error that says that there is no hub here."""
     return TargetNotReadyError(

@@ -94,13 +94,14 @@ def receipts(hub: HubConnection, key: str | None = None) -> list[Receipt]:
             "that key was not revoked at this hub.",
             hint="`keystore revoke` does it; an origin's own revocations come with its rows.",
         )
+    holders: dict[str, list[tuple[int, Holder]]] = {}
+    for member in members:
+        holders.setdefault(member.origin_id, []).append((member.seen_revocation, _holder(member)))
     found = []
     for origin_id, number, api_key, reason, revoked_at, age in rows:
-        have: list[Holder] = []
-        lack: list[Holder] = []
-        for member in members:
-            if member.origin_id == origin_id:
-                (have if member.seen_revocation >= number else lack).append(_holder(member))
+        known = holders.get(origin_id, [])
+        have = [holder for seen, holder in known if seen >= number]
+        lack = [holder for seen, holder in known if seen < number]
         found.append(Receipt(origin_id, number, api_key, reason, revoked_at, age, have, lack))
     return found
 

@@ -57,7 +57,7 @@ def grant(
     with _owner_only(), hub.conn.transaction():
         is_new = not _has_role(hub, role)
         try:
-            hub.conn.execute(text)  # type: ignore[call-overload,unused-ignore]
+            hub.conn.execute(text.encode())
         except errors.RaiseException as error:
             raise InvalidInputError(
                 f"row-level security does not bind the role {role}.",
@@ -81,7 +81,7 @@ def ungrant(hub: HubConnection, role: str) -> None:
     with _owner_only(), hub.conn.transaction():
         had_rows = hub.conn.execute(_Q["forget_grants"], (role,)).fetchall()
         if _has_role(hub, role):
-            hub.conn.execute(_do("revoke_rights", role))  # type: ignore[call-overload,unused-ignore]
+            hub.conn.execute(_do("revoke_rights", role).encode())
         elif not had_rows:
             raise NotFoundError(f"there is no role {role}.", hint="Check its spelling.")
 

@@ -10,7 +10,7 @@ from keystore.changelog import Page
 from keystore.errors import IncompleteStateError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
-from keystore.sync.hub_connection import HubConnection, not_granted
+from keystore.sync.hub_connection import HubConnection, channel_of, not_granted
 from keystore.sync.hub_rows import copy_in, copying_in, fill, refuse_misfits, wire_types
 from keystore.sync.protocols import Origin, PageCounts, TargetState
 from keystore.tables import TRACKED, Table
@@ -134,11 +134,6 @@ class HubPush:
             # Only now is it worth a look at each row; the savepoint has kept what was staged.
             refuse_misfits(table, self._hub.rows("staged", table))
             raise
-
-
-def channel_of(store_id: str) -> str:
-    """Return the channel on which a hub tells of an origin's news."""
-    return f"keystore_{store_id.replace('-', '')}"
 
 
 def digests_of(hub: HubConnection, store_id: str) -> Buckets:

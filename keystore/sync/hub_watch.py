@@ -5,8 +5,7 @@ from selectors import EVENT_READ, DefaultSelector
 from psycopg import sql as psycopg_sql
 
 from keystore import sql
-from keystore.sync.hub_connection import HubConnection, hub_errors
-from keystore.sync.hub_push import channel_of
+from keystore.sync.hub_connection import HubConnection, channel_of, hub_errors
 from keystore.sync.protocols import News
 
 _LONGEST_NUMBER = 19  # digits of a BIGINT; anybody who may connect may notify

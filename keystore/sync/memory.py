@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 from keystore.changelog import Page, Record
 from keystore.clock import utc_text
@@ -62,8 +63,8 @@ class MemoryHub:
         self._head = 0
         self._stores: dict[str, _Held] = {}
         self._lock = threading.RLock()
-        self._news: list[tuple[str, News]] = []
         self._has_news = threading.Condition(self._lock)
+        self._watches: WeakSet[_MemoryWatch] = WeakSet()  # nobody closes them
 
     @property
     def sink(self) -> "MemoryHub":
@@ -159,7 +160,10 @@ class MemoryHub:
 
     def watch(self, origin_id: str) -> "_MemoryWatch":
         """Listen for news; see :class:`keystore.sync.protocols.Hub`."""
-        return _MemoryWatch(self, origin_id, len(self._news))
+        with self._lock:
+            watch = _MemoryWatch(self._has_news, origin_id)
+            self._watches.add(watch)
+        return watch
 
     def _find(self, origin_id: str | None) -> _Held:
         if origin_id is None and len(self._stores) == 1:
@@ -178,13 +182,10 @@ class MemoryHub:
             self._tell(held.origin.store_id, News("change", held.acknowledged_change))
 
     def _tell(self, origin_id: str, news: News) -> None:
-        self._news.append((origin_id, news))
+        for watch in self._watches:
+            if watch.origin_id == origin_id:
+                watch.news.append(news)
         self._has_news.notify_all()
-
-    def _news_after(self, seen: int, seconds: float) -> list[tuple[str, News]]:
-        with self._has_news:
-            self._has_news.wait_for(lambda: len(self._news) > seen, seconds)
-            return self._news[seen:]
 
 
 def _page(held: _Held, table: Table, after: int | None) -> Page:
@@ -204,13 +205,15 @@ def _page(held: _Held, table: Table, after: int | None) -> Page:
 
 
 class _MemoryWatch:
-    def __init__(self, hub: MemoryHub, origin_id: str, seen: int) -> None:
-        self._hub, self._origin_id, self._seen = hub, origin_id, seen
+    def __init__(self, has_news: threading.Condition, origin_id: str) -> None:
+        self._has_news, self.origin_id = has_news, origin_id
+        self.news: list[News] = []
 
     def wait(self, seconds: float) -> list[News]:
-        found = self._hub._news_after(self._seen, seconds)  # noqa: SLF001
-        self._seen += len(found)
-        return [news for origin_id, news in found if origin_id == self._origin_id]
+        with self._has_news:
+            self._has_news.wait_for(lambda: self.news, seconds)
+            found, self.news = self.news, []
+        return found
 
 
 class _MemoryPush:

@@ -221,8 +221,8 @@ class Hub(Protocol):
     def revocations(self, origin_id: str, after: int, last: str | None) -> Sequence[Revocation]:
         """Return the revocations of an origin's keys that are later than number ``after``.
 
-        ``last`` is the key of that number. If it is another one here, the hub was put back to an
-        earlier state and numbers were given again: then all of them are returned.
+        ``last`` is the key of that number. If it is not here, the hub was put back to an earlier
+        state: then all of them are returned.
         """
 
     def check_in(self, who: CheckIn, *, last: str | None, token: str) -> bool:

@@ -41,7 +41,7 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
             f"this replica has {file.info().as_of_change} already.",
             hint="Push from the origin to that target first; nothing was changed here.",
         )
-    with _rows_fit(file):
+    with _rows_fit(file), _room_to_stage(file.conn):
         conn, written = file.conn, 0
         _stage(file, pull, on_progress)
         reached("pull.staged")
@@ -53,9 +53,6 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
                     _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
                 _finish(conn, pull, target_id)
         reached("pull.applied")
-        for table in TRACKED:
-            conn.execute(_fill("clear_incoming", table))
-        conn.execute(_Q["clear_incoming_deleted"])
     return written
 
 
@@ -109,6 +106,19 @@ def _rows_fit(file: StoreFile) -> Iterator[None]:
             file.conn.execute("PRAGMA foreign_keys = ON")
 
 
+@contextmanager
+def _room_to_stage(conn: "sqlite3.Connection") -> Iterator[None]:
+    """Attach a database in memory, and let it go: temporary tables would keep theirs for ever.
+
+    Who follows uses one connection for months, and a pull of everything stages every row.
+    """
+    conn.execute(_Q["attach_incoming"])
+    try:
+        yield
+    finally:
+        conn.execute(_Q["detach_incoming"])
+
+
 def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
     """Write down what the rows are as of, in the transaction that brings them."""
     conn.execute(
@@ -142,12 +152,10 @@ def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
 def _stage(file: StoreFile, pull: Pull, on_progress: OnProgress = nobody) -> None:
     conn, staged = file.conn, 0
     conn.execute(_Q["create_incoming_deleted"])
-    conn.execute(_Q["clear_incoming_deleted"])
     for table in TRACKED:
         conn.execute(_fill("create_incoming", table))
-        conn.execute(_fill("clear_incoming", table))
     for page in pull.pages:
-        with file.read():  # one transaction a page: a temporary table pays per commit, too
+        with file.read():  # one transaction a page: memory pays per commit, too
             conn.executemany(_fill("insert_incoming", page.table), page.rows)
             gone = ((page.table.name, record_id) for record_id in page.deleted)
             conn.executemany(_Q["insert_incoming_deleted"], gone)

@@ -14,7 +14,7 @@ from itertools import chain, groupby
 
 from keystore import changelog
 from keystore.changelog import Page, Record
-from keystore.db import StoreFile
+from keystore.db import StoreFile, StoreInfo
 from keystore.errors import StaleTargetError, TargetNotReadyError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets, Rows
@@ -50,11 +50,12 @@ def verify(file: StoreFile, source: Source, url: str, *, repair: bool = False) -
 
     Raises:
         StaleTargetError: the target holds an older state than this replica.
-        TargetNotReadyError: the last sync is too long ago to tell news from damage.
+        TargetNotReadyError: the last sync is too long ago to tell news from damage, or another
+            process has synced this replica meanwhile.
         TargetError: whatever the target says.
     """
     info = file.info()
-    with _whole_cut(source, info.origin_id, info.as_of_change) as (cut, theirs, news):
+    with _whole_cut(source, info) as (cut, theirs, news):
         done = Verification(url, cut.as_of_change)
         ours = digest.digest_store(file)
         done.buckets = len(ours.keys() | theirs.keys())
@@ -75,8 +76,12 @@ def verify(file: StoreFile, source: Source, url: str, *, repair: bool = False) -
                     done.differences.append(Difference(*record, _kind(here, there)))
                     if there is not None:
                         rows[record] = there
+        _refuse_moved(file, info)
         if repair and done.differences:
-            _repair(file, source, cut, done.differences, rows)
+            if info.is_origin:
+                _log(file, done.differences)
+            else:
+                _take(file, source, cut, info, done.differences, rows)
             done.repaired = len(done.differences)
     return done
 
@@ -88,10 +93,9 @@ def _kind(here: WireRow | None, there: WireRow | None) -> str:
 
 
 @contextmanager
-def _whole_cut(
-    source: Source, origin_id: str, after: int | None
-) -> Iterator[tuple[Pull, Buckets, set[Record]]]:
-    """Open a cut with its digests, and name what is news in it to a replica at ``after``."""
+def _whole_cut(source: Source, info: StoreInfo) -> Iterator[tuple[Pull, Buckets, set[Record]]]:
+    """Open a cut with its digests, and name what is news in it to this replica."""
+    origin_id, after = info.origin_id, info.as_of_change
     with source.pull(origin_id, after) as cut:
         if after is not None and cut.as_of_change < after:
             raise StaleTargetError(
@@ -100,9 +104,11 @@ def _whole_cut(
                 hint="Push from the origin to that target first.",
             )
         is_at_cut = after is None or cut.as_of_change == after
-        if not is_at_cut and cut.is_everything:
+        is_same_count = info.is_origin or cut.origin.incarnation == info.origin_incarnation
+        if not is_same_count or (not is_at_cut and cut.is_everything):
             raise TargetNotReadyError(
-                f"this replica is at change {after}, the target at {cut.as_of_change}.",
+                f"this replica is at change {after}, the target at {cut.as_of_change}"
+                f"{'' if is_same_count else ', and the origin was put back in between'}.",
                 hint="Run `keystore sync` first, then compare.",
             )
         news = set() if is_at_cut else {record for page in cut.pages for record in _named(page)}
@@ -141,20 +147,35 @@ class _Pages:
             yield Page(page.table, rows)
 
 
-def _repair(
-    file: StoreFile, source: Source, cut: Pull, differences: list[Difference], theirs: Rows
+def _refuse_moved(file: StoreFile, info: StoreInfo) -> None:
+    """Make sure that a replica is still at the change that it was compared at."""
+    now = file.info()
+    if (now.as_of_change, now.origin_incarnation) != (info.as_of_change, info.origin_incarnation):
+        raise TargetNotReadyError(
+            f"{file.path} was synced meanwhile.", hint="Run the same command again."
+        )
+
+
+def _log(file: StoreFile, differences: list[Difference]) -> None:
+    with file.write() as conn:
+        changelog.log_records(conn, ((item.table, item.record_id) for item in differences))
+
+
+def _take(
+    file: StoreFile,
+    source: Source,
+    cut: Pull,
+    info: StoreInfo,
+    differences: list[Difference],
+    theirs: Rows,
 ) -> None:
-    if file.info().is_origin:
-        with file.write() as conn:
-            changelog.log_records(conn, ((item.table, item.record_id) for item in differences))
-        return
     pages = []
     for item in differences:
         row = theirs.get((item.table, item.record_id))
         table = BY_NAME[item.table]
         pages.append(Page(table, [row]) if row else Page(table, [], [item.record_id]))
-    # As of what this replica is at: the news of the cut are left to the next pull.
-    info = file.info()
+    # As of what this replica was compared at: the news of the cut are left to the next pull. Should
+    # another process pull them now, the replay writes nothing.
     mended = replace(
         cut,
         pages=pages,
@@ -165,6 +186,7 @@ def _repair(
         source_state=None,
     )
     replay(file, mended, source.target_id)
+    _refuse_moved(file, info)
 
 
 def _named(page: Page) -> Iterator[Record]:
