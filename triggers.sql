@@ -399,3 +399,19 @@ WHEN NEW.is_active AND NEW.status <> 'revoked'
      AND NOT (SELECT replaying FROM StoreInfo) BEGIN
     SELECT RAISE(ABORT, 'this key was revoked at a hub, which is for good: issue a new one');
 END;
+
+-- Usage is handed up in the order of its ids, and what was handed up is not looked at again: a row that
+-- is put in before others, or changed, would never arrive. (usage_id is -1 here when SQLite picks it.)
+
+CREATE TRIGGER trg_usagelog_insert BEFORE INSERT ON UsageLog
+WHEN NEW.usage_id <> -1 AND NEW.usage_id <= (SELECT max(usage_id) FROM UsageLog) BEGIN
+    SELECT RAISE(ABORT, 'UsageLog is append-only: leave the usage_id to SQLite');
+END;
+
+CREATE TRIGGER trg_usagelog_update BEFORE UPDATE ON UsageLog BEGIN
+    SELECT RAISE(ABORT, 'UsageLog is append-only');
+END;
+
+CREATE TRIGGER trg_usagelog_delete BEFORE DELETE ON UsageLog BEGIN
+    SELECT RAISE(ABORT, 'UsageLog is append-only');
+END;

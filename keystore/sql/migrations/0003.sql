@@ -15,7 +15,7 @@ CREATE TABLE StoreInfo (
     token_prefix TEXT NOT NULL,
     -- A replica's state is the origin's state right after change as_of_change; at the time
     -- as_of_at the origin had made no later change. NULL: never synced, so nothing is known.
-    as_of_change INTEGER,
+    as_of_change INTEGER CHECK (typeof(as_of_change) IN ('integer', 'null')),
     as_of_at TIMESTAMP
         CHECK (as_of_at IS datetime(strftime('%s', as_of_at), 'unixepoch') AND as_of_at GLOB '[12]???-*'),
     -- The origin's incarnation that counted as_of_change: another one, put back to an earlier state,
