@@ -112,14 +112,21 @@ UPDATE StoreInfo SET
     as_of_at = :as_of_at,
     origin_incarnation = :origin_incarnation;
 
+-- name: scratch_on_disk
+PRAGMA temp_store = FILE;
+
 -- name: attach_incoming
-ATTACH ':memory:' AS incoming;
+-- A database of its own without a name: it is gone with its last connection, or its process.
+ATTACH '' AS incoming;
+
+-- name: scratch_in_memory
+PRAGMA temp_store = MEMORY;
 
 -- name: detach_incoming
 DETACH incoming;
 
 -- name: create_incoming
-CREATE TABLE incoming.{table} AS SELECT {columns} FROM main.{table} WHERE 0;
+CREATE TABLE incoming.{table} ({id} INTEGER PRIMARY KEY, {other_columns});
 
 -- name: create_incoming_deleted
 CREATE TABLE incoming.Deleted (table_name TEXT, record_id INTEGER);
@@ -150,9 +157,8 @@ INSERT INTO {table} ({columns}) VALUES ({marks});
 SELECT count(*) FROM {table};
 
 -- name: skip_unchanged
--- (columns of tables made by CREATE … AS compare in BINARY, e-mail addresses included)
-DELETE FROM incoming.{table} WHERE {id} IN (
-    SELECT {id} FROM (
-        SELECT {columns} FROM incoming.{table} INTERSECT SELECT {columns} FROM main.{table}
-    )
+-- (IS compares by the collation of its left side, which is BINARY for e-mail addresses, too)
+DELETE FROM incoming.{table} AS i
+WHERE EXISTS (
+    SELECT 1 FROM main.{table} AS t WHERE t.{id} = i.{id} AND ({incoming}) IS ({held})
 );

@@ -108,15 +108,18 @@ def _rows_fit(file: StoreFile) -> Iterator[None]:
 
 @contextmanager
 def _room_to_stage(conn: "sqlite3.Connection") -> Iterator[None]:
-    """Attach a database in memory, and let it go: temporary tables would keep theirs for ever.
+    """Attach a database on disk, and let it go.
 
-    Who follows uses one connection for months, and a pull of everything stages every row.
+    A pull of everything stages every row. Temporary tables would be in memory, as ours are, and
+    keep theirs for ever; and who follows uses one connection for months.
     """
+    conn.execute(_Q["scratch_on_disk"])
     conn.execute(_Q["attach_incoming"])
     try:
         yield
     finally:
         conn.execute(_Q["detach_incoming"])
+        conn.execute(_Q["scratch_in_memory"])
 
 
 def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
@@ -155,7 +158,7 @@ def _stage(file: StoreFile, pull: Pull, on_progress: OnProgress = nobody) -> Non
     for table in TRACKED:
         conn.execute(_fill("create_incoming", table))
     for page in pull.pages:
-        with file.read():  # one transaction a page: memory pays per commit, too
+        with file.read():  # one transaction a page: scratch pays per commit, too
             conn.executemany(_fill("insert_incoming", page.table), page.rows)
             gone = ((page.table.name, record_id) for record_id in page.deleted)
             conn.executemany(_Q["insert_incoming_deleted"], gone)
@@ -184,5 +187,8 @@ def _fill(name: str, table: Table) -> str:
         table=table.name,
         id=table.id,
         columns=table.column_list,
+        other_columns=", ".join(column.name for column in table.columns[1:]),
+        incoming=", ".join(f"i.{column.name}" for column in table.columns),
+        held=", ".join(f"t.{column.name}" for column in table.columns),
         marks=", ".join("?" * len(table.columns)),
     )
