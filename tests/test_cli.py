@@ -293,6 +293,26 @@ def test_a_hub_that_went_away_is_told_and_nothing_is_lost(db: Path, store: Store
         assert "pushed 1 record," in run("sync").stdout
 
 
+@pytest.mark.parametrize(
+    "command", [("sync", NOWHERE), ("verify", NOWHERE), ("repo", "create", "files")], ids=" ".join
+)
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_in_place_of_a_store_is_told(
+    command: tuple[str, ...], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*command, "--db", path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keystore: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_refused_login_tells_to_check_the_url(db: Path, database_url: str) -> None:
+    result = run("sync", f"{database_url}_misspelt")
+    assert result.exit_code == 1
+    assert "does not exist. Check the URL" in result.stderr
+
+
 def test_python_m_keystore_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "keystore", "--version"], capture_output=True, text=True, check=True

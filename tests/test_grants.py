@@ -373,6 +373,21 @@ def test_a_role_that_may_not_push_says_so(world: World) -> None:
         assert "keystore hub grant" in result.stderr
 
 
+def test_a_url_that_failed_does_not_replace_the_one_that_worked(world: World) -> None:
+    for store, right, wrong in (
+        (world.stores[0], world.origins[0], world.origins[1]),
+        (world.stores[0], world.origins[0], world.edges[0]),
+    ):
+        targets.sync(store.file, right)
+        with pytest.raises(TargetError, match="the hub refused"):
+            targets.sync(store.file, wrong)
+        targets.sync(store.file)
+    targets.sync(world.stores[0].file, world.url)  # it works, so it is the one to go on with
+    assert targets.wanted_targets(world.stores[0].file, None, None) == [
+        (targets.redacted(world.url), False)
+    ]
+
+
 def test_a_role_without_any_grant_is_told_whom_to_ask(
     world: World, role_name: Callable[[str], str], tmp_path: Path
 ) -> None:

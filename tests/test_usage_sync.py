@@ -169,12 +169,9 @@ def test_a_restored_replica_hands_up_what_it_recorded_before_and_since(
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO UsageLog (usage_id, principal_type, principal_id, amount)"
-        " VALUES (1, 'api_key', 1, 5)",
-        "INSERT OR IGNORE INTO UsageLog (usage_id, principal_type, principal_id, amount)"
-        " VALUES (99, 'api_key', 1, 5)",
-        "REPLACE INTO UsageLog (usage_id, principal_type, principal_id, amount)"
-        " VALUES (100, 'api_key', 1, 5)",
+        "INSERT INTO UsageLog {columns} VALUES (1, 'api_key', 1, 5)",
+        "INSERT OR IGNORE INTO UsageLog {columns} VALUES (99, 'api_key', 1, 5)",
+        "REPLACE INTO UsageLog {columns} VALUES (100, 'api_key', 1, 5)",
         "UPDATE OR IGNORE UsageLog SET amount = 0",
         "DELETE FROM UsageLog",
     ],
@@ -182,12 +179,10 @@ def test_a_restored_replica_hands_up_what_it_recorded_before_and_since(
 def test_usage_is_only_ever_appended(replica: Path, statement: str) -> None:
     """What comes before what was handed up, or changes it, would never arrive."""
     with open_store(replica) as file:
-        file.conn.execute(
-            "INSERT INTO UsageLog (usage_id, principal_type, principal_id, amount)"
-            " VALUES (100, 'api_key', 1, 8)"
-        )
+        columns = "(usage_id, principal_type, principal_id, amount)"
+        file.conn.execute(f"INSERT INTO UsageLog {columns} VALUES (100, 'api_key', 1, 8)")
         with pytest.raises(Exception, match="append-only"):
-            file.conn.execute(statement)
+            file.conn.execute(statement.format(columns=columns))
         record(file, 1)
         found = file.conn.execute("SELECT usage_id, amount FROM UsageLog").fetchall()
         assert found == [(100, 8), (101, 1)]

@@ -66,6 +66,7 @@ def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
 @click.option(
     "--host",
     type=_host,
+    metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="The address to listen on.",

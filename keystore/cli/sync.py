@@ -176,7 +176,15 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
 
 
 def signing_keys(keys_path: Path | None, db_path: Path) -> Path:
-    """Return the folder with a repository's keys."""
+    """Return the folder with a repository's keys.
+
+    Raises:
+        InvalidInputError: the store's path is a folder's, which has no name to go by.
+    """
+    if not db_path.name:
+        raise InvalidInputError(
+            f"{db_path}: a folder, where a store's file is meant.", hint="Check the path (--db)."
+        )
     return keys_path or db_path.with_name(db_path.name + ".keys")
 
 

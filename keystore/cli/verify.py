@@ -66,8 +66,8 @@ def _told(found: Verification) -> str:
     type=seconds,
     metavar="DURATION",
     default=str(int(compaction.DEFAULT_LEASE.total_seconds())),
-    show_default="30d",
-    help="A target that was silent for longer gets everything when it returns.",
+    show_default=False,
+    help="A target that was silent for longer gets everything when it returns. Default: 30d",
 )
 @store_options
 def compact(db_path: Path, lease: int) -> None:

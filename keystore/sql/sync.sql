@@ -7,7 +7,10 @@ FROM SyncTargets
 WHERE target_id = ?;
 
 -- name: known_target
-SELECT 1 FROM SyncTargets WHERE target_id = ? AND url = ? AND usage_only <= ?;
+SELECT 1 FROM SyncTargets WHERE target_id = ? AND url IS NOT NULL AND usage_only <= ?;
+
+-- name: known_url
+SELECT 1 FROM SyncTargets WHERE target_id = ? AND url = ?;
 
 -- name: targets
 SELECT url, usage_only FROM SyncTargets WHERE url IS NOT NULL ORDER BY sync_target_id;
@@ -32,8 +35,11 @@ UPDATE SyncTargets SET url = NULL, usage_only = 1 WHERE url = ?;
 -- name: add_target
 INSERT INTO SyncTargets (target_id, url, usage_only) VALUES (:target_id, :url, :usage_only)
 ON CONFLICT (target_id) DO UPDATE SET
-    url = excluded.url,
+    url = coalesce(url, excluded.url),
     usage_only = min(usage_only, excluded.usage_only);
+
+-- name: set_url
+UPDATE SyncTargets SET url = :url WHERE target_id = :target_id;
 
 -- name: set_pending
 UPDATE SyncTargets SET pending_token = :pending_token WHERE target_id = :target_id;

@@ -103,7 +103,7 @@ def push(
                     f"the target was last written by another copy of {file.path}, "
                     "or was itself put back to an earlier state.",
                     hint="Go on with the newest copy of this store; or, if this is the one to go "
-                    "on with, add --reconcile. Nothing was changed.",
+                    "on with, `keystore sync TARGET --reconcile`. Nothing was changed.",
                 )
             report.reconciled = _reconcile(file, session)
             session.origin = replace(origin, incarnation=file.info().incarnation)
@@ -211,9 +211,12 @@ def replicate(
 
 
 def remember(file: StoreFile, target_id: str, url: str, *, usage_only: bool = False) -> Bookkeeping:
-    """Note where a target was found; return the store's record of it, new or not."""
+    """Note a new target; return the store's record of it, new or not.
+
+    One that is known keeps its URL until a sync by another has worked: see :func:`found_at`.
+    """
     with file.read() as conn:  # mostly nothing is new, and a commit would wake whoever follows
-        known = conn.execute(_Q["known_target"], (target_id, url, usage_only)).fetchone()
+        known = conn.execute(_Q["known_target"], (target_id, usage_only)).fetchone()
     if known is None:
         with file.write() as conn:
             conn.execute(_Q["clear_url"], {"target_id": target_id, "url": url})
@@ -221,6 +224,16 @@ def remember(file: StoreFile, target_id: str, url: str, *, usage_only: bool = Fa
                 _Q["add_target"], {"target_id": target_id, "url": url, "usage_only": usage_only}
             )
     return bookkeeping(file, target_id)
+
+
+def found_at(file: StoreFile, target_id: str, url: str) -> None:
+    """Note by which URL a target was synced with. (A URL of a wrong role must not be noted.)"""
+    with file.read() as conn:
+        known = conn.execute(_Q["known_url"], (target_id, url)).fetchone()
+    if known is None:
+        with file.write() as conn:
+            conn.execute(_Q["clear_url"], {"target_id": target_id, "url": url})
+            conn.execute(_Q["set_url"], {"target_id": target_id, "url": url})
 
 
 def bookkeeping(file: StoreFile, target_id: str) -> Bookkeeping:

@@ -94,7 +94,8 @@ class HubAdmin(HubConnection):
             if not owners:
                 raise NotFoundError(
                     "the hub has no such key.",
-                    hint="Push from its origin first, or revoke it there: `keystore key revoke`.",
+                    hint="Check the UUID or the token. Push from its origin first, or revoke it "
+                    "there: `keystore key revoke`.",
                 )
             return [self._revoke(store_id, api_key, reason) for store_id, api_key in owners]
 

@@ -141,7 +141,8 @@ def hub_errors() -> Iterator[None]:
             ) from error
         raise TargetUnavailableError(
             f"the hub cannot be reached or stopped answering: {first_line(error)}.",
-            hint="Nothing is lost; run the same command again when it is back.",
+            hint="Check the URL and the password; if the hub is down, nothing is lost: "
+            "run the same command again when it is back.",
         ) from error
     except psycopg.errors.ReadOnlySqlTransaction as error:
         raise TargetUnavailableError(
@@ -172,7 +173,9 @@ def no_hub() -> TargetNotReadyError:
 def not_granted(what: str) -> TargetError:
     """Return the error that says that this role lacks a right."""
     return TargetError(
-        f"the hub refused: {what}.", hint="Its owner gives rights with `keystore hub grant`."
+        f"the hub refused: {what}.",
+        hint="Its owner gives an origin or a replica its rights with `keystore hub grant`; "
+        "the rest is for the owner alone.",
     )
 
 

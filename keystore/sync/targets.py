@@ -346,6 +346,9 @@ def sync_opened(
     if hub is not None:
         exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
         exchange.check_in(file, hub)
+    known = hub or (target.sink if is_origin else target.source)
+    if known is not None:
+        engine.found_at(file, known.target_id, url)
 
 
 def verify(
