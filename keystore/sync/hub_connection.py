@@ -70,10 +70,12 @@ class HubConnection:
                 "the hub's URL cannot be read.",
                 hint="Check its spelling; write special characters in a password as %XX.",
             ) from None
-        with hub_errors():
+        try:
             self.conn: Connection = _Patient.connect(
                 conninfo, autocommit=True, client_encoding="utf8"
             )
+        except psycopg.Error as error:
+            raise _not_connected(error) from error
         self._target_id: str | None = None
 
     def close(self) -> None:
@@ -134,15 +136,9 @@ def hub_errors() -> Iterator[None]:
         psycopg.InterfaceError,
         psycopg.errors.IdleInTransactionSessionTimeout,  # which the driver counts as internal
     ) as error:
-        if "certificate" in first_line(error):
-            raise TargetUnavailableError(
-                f"the hub is not the one that the URL asks for: {first_line(error)}.",
-                hint="Check sslmode and sslrootcert in the URL, and the hub's certificate.",
-            ) from error
         raise TargetUnavailableError(
-            f"the hub cannot be reached or stopped answering: {first_line(error)}.",
-            hint="Check the URL and the password; if the hub is down, nothing is lost: "
-            "run the same command again when it is back.",
+            f"the hub stopped answering: {first_line(error)}.",
+            hint="Nothing is lost; run the same command again when it is back.",
         ) from error
     except psycopg.errors.ReadOnlySqlTransaction as error:
         raise TargetUnavailableError(
@@ -155,6 +151,19 @@ def hub_errors() -> Iterator[None]:
         raise not_granted(first_line(error)) from error
     except psycopg.Error as error:
         raise TargetError(f"the hub failed: {first_line(error)}.") from error
+
+
+def _not_connected(error: psycopg.Error) -> TargetUnavailableError:
+    if "certificate" in first_line(error):
+        return TargetUnavailableError(
+            f"the hub is not the one that the URL asks for: {first_line(error)}.",
+            hint="Check sslmode and sslrootcert in the URL, and the hub's certificate.",
+        )
+    return TargetUnavailableError(
+        f"the hub cannot be reached: {first_line(error)}.",
+        hint="Check the URL and the password; if the hub is down, nothing is lost: run the same "
+        "command again when it is back.",
+    )
 
 
 def channel_of(store_id: str) -> str:
