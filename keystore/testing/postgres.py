@@ -11,6 +11,7 @@ that server is used instead. With ``KEYSTORE_TEST_POSTGRES_BIN`` set to the fold
 PostgreSQL's programs, those are run instead of the wheel's.
 """
 
+import argparse
 import importlib.util
 import os
 import shutil
@@ -173,6 +174,7 @@ def _free_port() -> int:
 
 def main() -> None:
     """Run a server until SIGINT or SIGTERM, and print its URL."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running() as server, suppress(KeyboardInterrupt):
         print(server.url, flush=True)  # noqa: T201
