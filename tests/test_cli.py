@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from keystore import Store
 from keystore.cli import main
 from keystore.db import SCHEMA_VERSION
-from keystore.sync import repository, targets
+from keystore.sync import repository, urls
 from keystore.sync.folder import Folder
 from keystore.testing.postgres import running
 
@@ -255,8 +255,8 @@ def test_no_error_ever_shows_a_password(db: Path, tmp_path: Path, url: str, comm
 
 def test_a_url_is_stored_to_the_letter_without_its_secrets() -> None:
     url = "postgresql://ada:pw@h:1/db?options=-c%20x%3D1&password=pw&sslmode=require&new_secret=pw"
-    assert targets.redacted(url) == ("postgresql://ada@h:1/db?options=-c%20x%3D1&sslmode=require")
-    assert targets.normalized("file:///srv/keys/") == "file:///srv/keys"
+    assert urls.redacted(url) == ("postgresql://ada@h:1/db?options=-c%20x%3D1&sslmode=require")
+    assert urls.normalized("file:///srv/keys/") == "file:///srv/keys"
 
 
 def test_control_characters_of_other_clients_do_not_reach_the_terminal(

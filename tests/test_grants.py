@@ -22,7 +22,7 @@ from keystore.errors import (
     TargetError,
     TargetNotReadyError,
 )
-from keystore.sync import digest, engine, hub_grants, targets
+from keystore.sync import digest, engine, hub_grants, targets, urls
 from keystore.sync.postgres import PostgresHub
 from keystore.sync.protocols import CheckIn, Usage
 from keystore.sync.verify import verify
@@ -384,7 +384,7 @@ def test_a_url_that_failed_does_not_replace_the_one_that_worked(world: World) ->
         targets.sync(store.file)
     targets.sync(world.stores[0].file, world.url)  # it works, so it is the one to go on with
     assert targets.wanted_targets(world.stores[0].file, None, None) == [
-        (targets.redacted(world.url), False)
+        (urls.redacted(world.url), False)
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from keystore import Store, Validator
 from keystore.backup import backup, restore
 from keystore.db import StoreFile, open_store
-from keystore.errors import TargetNotReadyError, TargetUnavailableError
+from keystore.errors import StaleTargetError, TargetNotReadyError, TargetUnavailableError
 from keystore.sync import engine, exchange, targets
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
@@ -164,6 +164,20 @@ def test_a_restored_replica_hands_up_what_it_recorded_before_and_since(
         record(file, 10)
         hand_up(file, sink)
     assert total() == 21
+
+
+def test_rows_that_are_refused_do_not_keep_the_usage_back(
+    store: Store, hub: tuple[MemoryHub | PostgresHub, Total], tmp_path: Path
+) -> None:
+    sink, total = hub
+    engine.push(store.file, sink, "hub:", Report(""))
+    engine.replicate(sink, "hub:", tmp_path / "ahead.db", Report(""))
+    with open_store(tmp_path / "ahead.db") as file:
+        file.conn.execute("UPDATE StoreInfo SET as_of_change = 1000")
+        record(file, 5)
+        with pytest.raises(StaleTargetError):
+            targets.sync_opened(file, sink, Report("hub:"))
+    assert total() == 5
 
 
 @pytest.mark.parametrize(

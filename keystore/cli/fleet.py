@@ -25,7 +25,7 @@ from keystore.cli.common import (
 from keystore.cli.hub import hub
 from keystore.db import open_store
 from keystore.errors import TargetUnavailableError
-from keystore.sync import targets
+from keystore.sync import targets, urls
 
 if TYPE_CHECKING:
     from keystore.sync.hub_fleet import Member, Receipt
@@ -81,7 +81,7 @@ def revoke(key_name: str, target: str, reason: str | None) -> None:
             for item in done
             for receipt in hub_fleet.receipts(admin, item.api_key)
         }
-    where = targets.redacted(targets.normalized(target))
+    where = urls.redacted(urls.normalized(target))
     lines = []
     for item in done:
         receipt = receipts[item.origin_id]

@@ -8,7 +8,7 @@ import click
 from keystore.cli.common import db_option, json_option, plural, progress_bar, show, store_options
 from keystore.db import open_store
 from keystore.errors import InvalidInputError, UnsupportedTargetError
-from keystore.sync import targets
+from keystore.sync import targets, urls
 from keystore.sync.engine import Report
 
 root_option = click.option(
@@ -157,10 +157,10 @@ def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
             f"a repository needs the extra 'files' ({error.name} is not installed).",
             hint="pip install 'keystore[files]'",
         ) from error
-    url = targets.normalized(target)
+    url = urls.normalized(target)
     if not url.startswith("file://"):
         raise UnsupportedTargetError(
-            f"{targets.redacted(url)}: a repository is made in a folder.",
+            f"{urls.redacted(url)}: a repository is made in a folder.",
             hint="Use file:///… or a path.",
         )
     folder = Folder(path_of(url))

@@ -29,7 +29,7 @@ from keystore.errors import (
     TargetNotReadyError,
     TargetUnavailableError,
 )
-from keystore.sync import exchange, targets
+from keystore.sync import exchange, targets, urls
 from keystore.sync.engine import Report
 from keystore.sync.protocols import News, Target
 
@@ -136,7 +136,7 @@ class Follower:
         gives_up: bool = True,
         opened: Opener = targets.opened,
     ) -> None:
-        self.target = targets.redacted(targets.normalized(target))
+        self.target = urls.redacted(urls.normalized(target))
         self._path, self._url, self._on_event = path, target, on_event
         self._usage_only, self._keys, self._root = usage_only, keys, root
         self._poll, self._gives_up, self._opened = poll, gives_up, opened

@@ -4,19 +4,22 @@
 ``https://…`` a repository to read.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from keystore import sql
 from keystore.db import StoreFile, open_store, scalar
 from keystore.errors import (
+    ForkedStoreError,
+    IncompleteStateError,
     InvalidInputError,
     KeystoreError,
     NotFoundError,
+    StaleTargetError,
+    TargetError,
     UnsupportedTargetError,
     WrongRoleError,
 )
@@ -25,94 +28,13 @@ from keystore.sync import verify as verification
 from keystore.sync.engine import Report
 from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Target
+from keystore.sync.urls import normalized, redacted
 from keystore.sync.verify import Verification
 
 if TYPE_CHECKING:
     from keystore.sync.hub_admin import HubAdmin
 
-_FILE_SCHEMES = {"file", "http", "https"}
-_PLAIN_PARAMETERS = {
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "sslcrl",
-    "sslnegotiation",
-    "channel_binding",
-    "connect_timeout",
-    "application_name",
-    "options",
-    "target_session_attrs",
-    "service",
-    "load_balance_hosts",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_count",
-    "tcp_user_timeout",
-    "gssencmode",
-    "krbsrvname",
-    "passfile",
-    "require_auth",
-}
-_CONNINFO = re.compile(r"\b(password|host|dbname|user)\s*=")
-_SCHEME = re.compile(r"(postgres(ql)?|https?|s3|file):", re.IGNORECASE)
-_HINT = "Use postgresql://…, file:///…, https://… or a folder."
 _Q = sql.named("sync")
-
-
-def normalized(target: str) -> str:
-    """Return the URL of a target; a plain path becomes a ``file://`` URL.
-
-    Raises:
-        InvalidInputError: no URL and no path. The message never repeats what was given, because
-            a URL that cannot be read may hold a password anywhere.
-    """
-    target = target.strip()
-    if not target:
-        raise InvalidInputError("the target is empty.", hint=_HINT)
-    if "://" not in target:
-        if _CONNINFO.search(target):
-            raise InvalidInputError("a connection string is no target.", hint=_HINT)
-        if _SCHEME.match(target):
-            raise InvalidInputError("the target's URL lacks the // after its scheme.", hint=_HINT)
-        return Path(target).absolute().as_uri()
-    scheme, _, rest = target.partition("://")
-    url = f"{scheme.lower()}://{rest}"
-    try:
-        parts = urlsplit(url)
-        has_secret = bool(parts.password) and parts.scheme in {"http", "https"}
-        is_odd = "@" in parts.path + parts.fragment or parts.netloc.count("@") > 1
-    except ValueError:
-        raise InvalidInputError("the target's URL cannot be read.", hint=_HINT) from None
-    if is_odd or (parts.fragment and scheme != "file"):
-        raise InvalidInputError(
-            "the target's URL is ambiguous.",
-            hint="Write @, / and # in a password as %40, %2F, %23.",
-        )
-    if has_secret:
-        raise InvalidInputError(
-            "a repository's URL takes no password.", hint="What it holds is signed, not secret."
-        )
-    return url.rstrip("/") if parts.scheme in _FILE_SCHEMES else url
-
-
-def redacted(url: str) -> str:
-    """Return a URL of :func:`normalized` without secrets: what may be stored, shown and logged.
-
-    Of the parameters only those are kept that are known to hold none; the rest is kept to the
-    letter, because libpq does not read every encoding of the same text alike.
-    """
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    query = [pair for pair in parts.query.split("&") if pair.partition("=")[0] in _PLAIN_PARAMETERS]
-    netloc = f"{user.partition(':')[0]}{at}{host}"
-    return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
 
 
 @contextmanager
@@ -329,23 +251,31 @@ def sync_opened(
         )
     if hub is not None:
         exchange.receive_revocations(file, hub, url, report)
-    if not usage_only and is_origin:
-        if target.sink is None:
-            raise WrongRoleError(
-                f"{url} cannot be written from here.",
-                hint="Publish to a folder (file:///…) with its keys (--keys).",
+    refused: TargetError | None = None
+    try:
+        if not usage_only and is_origin:
+            if target.sink is None:
+                raise WrongRoleError(
+                    f"{url} cannot be written from here.",
+                    hint="Publish to a folder (file:///…) with its keys (--keys).",
+                )
+            engine.push(
+                file, target.sink, url, report, reconcile=reconcile, on_progress=on_progress
             )
-        engine.push(file, target.sink, url, report, reconcile=reconcile, on_progress=on_progress)
-    elif not usage_only:
-        if target.source is None:
-            raise InvalidInputError(
-                f"{url}: this replica has not been told which root file to trust.",
-                hint="Pass --root with the 1.root.json that `keystore repo create` named.",
-            )
-        engine.pull(file, target.source, url, report, on_progress=on_progress)
+        elif not usage_only:
+            if target.source is None:
+                raise InvalidInputError(
+                    f"{url}: this replica has not been told which root file to trust.",
+                    hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+                )
+            engine.pull(file, target.source, url, report, on_progress=on_progress)
+    except (ForkedStoreError, StaleTargetError, IncompleteStateError) as error:
+        refused = error  # the rows do not fit; that is no reason to keep the usage here
     if hub is not None:
         exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
         exchange.check_in(file, hub)
+    if refused is not None:
+        raise refused
     known = hub or (target.sink if is_origin else target.source)
     if known is not None:
         engine.found_at(file, known.target_id, url)
