@@ -118,3 +118,12 @@ def test_a_replica_compacts_its_own_log(store: Store, tmp_path: Path) -> None:
         engine.pull(replica, hub, "hub:", Report(""))
         assert digest.digest_store(replica) == digest.digest_store(store.file)
         assert examine(replica) == []
+
+
+def test_a_silent_target_that_lacks_nothing_is_not_said_to_need_everything(store: Store) -> None:
+    hub = MemoryHub()
+    push(store, hub)
+    store.file.conn.execute("UPDATE SyncTargets SET synced_at = datetime('now', '-31 days')")
+    assert compact(store.file).released == []
+    store.add_plan("new")
+    assert push(store, hub).pushed == 1

@@ -18,7 +18,8 @@ class Compaction:
     """What was done: log rows removed and kept, and the change up to which the log is gone.
 
     ``held_by`` names the target that needs the oldest change, if it is not the newest;
-    ``released`` those that were silent for too long: they get everything when they return.
+    ``released`` those that were silent for too long and need more than is kept: they get
+    everything when they return.
     """
 
     removed: int = 0
@@ -36,15 +37,20 @@ def compact(file: StoreFile, *, lease: timedelta = DEFAULT_LEASE) -> Compaction:
     done = Compaction()
     with file.write() as conn:
         floor = changelog.head(conn)
+        targets: list[tuple[str, int, int]] = []
         if file.info().is_origin:
             seconds = {"seconds": f"-{int(lease.total_seconds())} seconds"}
-            for url, acknowledged, is_live in conn.execute(_Q["holds"], seconds).fetchall():
-                if not is_live:
-                    done.released.append(url)
-                elif acknowledged < floor:
-                    floor, done.held_by = acknowledged, url
+            targets = conn.execute(_Q["holds"], seconds).fetchall()
+        for url, acknowledged, is_live in targets:
+            if is_live and acknowledged < floor:
+                floor, done.held_by = acknowledged, url
         done.removed = changelog.compact(conn, floor)
         done.horizon = file.info().log_horizon
+        done.released = [
+            url
+            for url, acknowledged, is_live in targets
+            if not is_live and acknowledged < done.horizon
+        ]
         done.kept = changelog.count(conn)
     reached("compact.done")
     return done

@@ -34,7 +34,8 @@ _Q = sql.named("sync")
 class Report:
     """What a sync did; ``None`` where it was not asked to.
 
-    ``reconciled`` is the number of records that differed from what another copy had pushed.
+    ``reconciled`` is the number of records that differed from what another copy had pushed, where
+    that was looked at: files are published whole.
     """
 
     target: str
@@ -261,8 +262,10 @@ def _start(file: StoreFile, state: TargetState) -> int | None:
     return None if state.wants_everything or is_forgotten else state.acknowledged_change
 
 
-def _reconcile(file: StoreFile, session: PushSession) -> int:
+def _reconcile(file: StoreFile, session: PushSession) -> int | None:
     """Log what the target holds otherwise than this store, so that the push replaces it.
+
+    Returns how many records that are; ``None`` if the target is sent everything instead.
 
     Ids that the other copy has given away are skipped first. So whatever is logged here, or
     changes from here on, has a change id that no replica has seen here, and nobody's usage is taken
@@ -276,7 +279,7 @@ def _reconcile(file: StoreFile, session: PushSession) -> int:
     if theirs is None:
         with file.write() as conn:
             changelog.distrust(conn)
-        return 0
+        return None
     count = 0
     for buckets in digest.batches(digest.differing(digest.digest_store(file), theirs)):
         their_rows = digest.rows_by_record(session.bucket_pages(buckets))

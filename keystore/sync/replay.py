@@ -1,6 +1,6 @@
 """Applies a pull to a replica: all of it, in one transaction with the cursor, or nothing.
 
-The pages are staged in temporary tables first, so that the write lock is not held while a network
+The pages are staged in a scratch database first, so that the write lock is not held while a network
 is waited for. Then, in one transaction: the incoming records are deleted from the key tables, and
 inserted as they are now. Deleting first, all of them, lets two records swap a unique value.
 
