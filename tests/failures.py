@@ -2,12 +2,13 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,16 +184,25 @@ class Site:
 def kill_backends(server: str) -> None:
     """SIGKILL the server's processes that serve keystore: the whole server starts anew.
 
+    Returns when the server has noticed. Until then it still takes connections, and a caller
+    that waits for it with one would meet the crash later.
+
     Raises:
-        AssertionError: there is none.
+        AssertionError: there is none, or the server does not notice.
     """
-    with psycopg.connect(server, autocommit=True) as conn:
-        found = conn.execute(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'keystore'"
-        ).fetchall()
+    conn = psycopg.connect(server, autocommit=True)
+    found = conn.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'keystore'"
+    ).fetchall()
     assert found
     for (pid,) in found:
         os.kill(pid, signal.SIGKILL)
+    # The server takes all connections down with the killed ones, this one as well.
+    while not conn.closed:
+        readable, _, _ = select.select([conn], [], [], 30)
+        assert readable, "the server did not notice that its processes were killed"
+        with suppress(psycopg.OperationalError):
+            conn.execute("SELECT 1")
 
 
 def wait_for(server: str) -> None:
