@@ -1,4 +1,4 @@
--- The store: one SQLite file. Version 3.
+-- The store: one SQLite file. Version 4.
 --
 -- INTEGER identities inside (joins, foreign keys, ChangeLog.record_id), names and UUIDs outside.
 -- AUTOINCREMENT everywhere: without it SQLite hands the id of a purged row to the next one, and
@@ -30,6 +30,15 @@ CREATE TABLE StoreInfo (
     -- The origin's incarnation that counted as_of_change: another one, put back to an earlier state,
     -- gives the same numbers to other changes.
     origin_incarnation CHAR(36),
+    -- What was pulled from signed files may be used until its signatures expire, and then for as long
+    -- as the repository allows a replica to be offline. NULL: it came from a hub, and has no such end.
+    valid_until TIMESTAMP
+        CHECK (valid_until IS datetime(strftime('%s', valid_until), 'unixepoch') AND valid_until GLOB '[12]???-*'),
+    max_offline_seconds INTEGER CHECK (typeof(max_offline_seconds) IN ('integer', 'null')),
+    -- A time that this machine's clock has shown, noted now and then by a replica: a clock that shows
+    -- less was set back. A pull that brings something newer corrects it.
+    clock_mark TIMESTAMP
+        CHECK (clock_mark IS datetime(strftime('%s', clock_mark), 'unixepoch') AND clock_mark GLOB '[12]???-*'),
     -- 1 only inside the transaction that applies a pull or compacts the ChangeLog: lets these, and
     -- nothing else, write a replica's key tables and remove log rows.
     replaying BOOLEAN NOT NULL DEFAULT 0 CHECK (replaying IN (0, 1)),
@@ -260,3 +269,48 @@ CREATE TABLE SyncTargets (
     synced_at TIMESTAMP
         CHECK (synced_at IS datetime(strftime('%s', synced_at), 'unixepoch') AND synced_at GLOB '[12]???-*')
 );
+
+-- At an origin: the keys that replicas sign their usage files with. A key that was revoked stays, so
+-- that what it signed is refused by name.
+CREATE TABLE UsageKeys (
+    usage_key_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- the replica's
+    store_id CHAR(36) NOT NULL,
+    -- SHA-256 of the public key in hex
+    fingerprint TEXT NOT NULL UNIQUE,
+    public_key TEXT NOT NULL,
+    label TEXT,
+    enrolled_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    revoked_at TIMESTAMP
+);
+
+-- The usage files that this replica has written, or that this origin has taken in. Numbers count
+-- from 1 for each incarnation of a store, so that a missing one is a gap.
+CREATE TABLE UsageFiles (
+    usage_file_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    store_id CHAR(36) NOT NULL,
+    incarnation CHAR(36) NOT NULL,
+    number INTEGER NOT NULL CHECK (typeof(number) = 'integer' AND number > 0),
+    first_usage_id INTEGER NOT NULL,
+    last_usage_id INTEGER NOT NULL,
+    -- SHA-256 of what was signed, in hex
+    digest TEXT NOT NULL,
+    created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    UNIQUE (store_id, incarnation, number, digest)
+);
+
+-- At an origin: usage that replicas have handed up in signed files, each row once. Its identity is
+-- the hub's.
+CREATE TABLE ReceivedUsage (
+    store_id CHAR(36) NOT NULL,
+    usage_id INTEGER NOT NULL,
+    nonce INTEGER NOT NULL,
+    principal_type TEXT NOT NULL,
+    principal_id INTEGER NOT NULL,
+    account_id INTEGER,
+    amount INTEGER NOT NULL CHECK (typeof(amount) = 'integer' AND amount >= 0),
+    request_id TEXT,
+    occurred_at TIMESTAMP NOT NULL,
+    received_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    PRIMARY KEY (store_id, usage_id, nonce)
+) WITHOUT ROWID;

@@ -43,7 +43,7 @@ Error = sqlite3.Error
 
 APPLICATION_ID = 0x4B537472
 """``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """``PRAGMA user_version`` of a file that this program reads and writes."""
 FIRST_SAFE_SQLITE = (3, 51, 3)
 """Older libraries can corrupt a WAL database when a reset races with a writer."""
@@ -56,8 +56,9 @@ _Q = sql.named("store")
 class StoreInfo:
     """Who a store is (table StoreInfo).
 
-    ``as_of_at`` is UTC text; it, ``as_of_change`` and ``origin_incarnation`` are ``None`` for an
-    origin and for a replica that has never synced.
+    Times are UTC text. What a pull writes (``as_of_change``, ``as_of_at``, ``origin_incarnation``)
+    is ``None`` for an origin and for a replica that has never synced; ``valid_until`` and
+    ``max_offline_seconds`` also for a replica that pulls from a hub.
     """
 
     store_id: str
@@ -68,6 +69,9 @@ class StoreInfo:
     as_of_change: int | None
     as_of_at: str | None
     origin_incarnation: str | None
+    valid_until: str | None
+    max_offline_seconds: int | None
+    clock_mark: str | None
     replaying: int
     log_horizon: int
     compacted_to: int

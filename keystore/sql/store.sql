@@ -2,7 +2,8 @@
 
 -- name: store_info
 SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at,
-       origin_incarnation, replaying, log_horizon, compacted_to, created_at
+       origin_incarnation, valid_until, max_offline_seconds, clock_mark, replaying, log_horizon,
+       compacted_to, created_at
 FROM StoreInfo;
 
 -- name: insert_store_info

@@ -116,7 +116,9 @@ UPDATE StoreInfo SET
     token_prefix = :token_prefix,
     as_of_change = :as_of_change,
     as_of_at = :as_of_at,
-    origin_incarnation = :origin_incarnation;
+    origin_incarnation = :origin_incarnation,
+    valid_until = :valid_until,
+    max_offline_seconds = :max_offline_seconds;
 
 -- name: scratch_on_disk
 PRAGMA temp_store = FILE;

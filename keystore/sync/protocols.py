@@ -106,7 +106,8 @@ class Pull:
     ``pages`` must be consumed inside the block that :meth:`Source.pull` opened. With
     ``is_everything`` records that they do not name are gone. ``counts`` is what the origin had at
     the cut, as it said itself, or ``None`` where nobody can tell. ``source_state`` is kept for the
-    source and handed back when it is opened again.
+    source and handed back when it is opened again. After ``valid_until`` (UTC text) the rows may be
+    used for ``max_offline_seconds`` more; ``None`` where there is no such end.
 
     ``digests`` and ``bucket_pages`` look at the whole cut, whatever ``pages`` holds of it; a source
     that cannot do so cheaply returns ``None`` for the digests.
@@ -119,6 +120,8 @@ class Pull:
     is_everything: bool
     pages: Iterable[Page]
     source_state: str | None = None
+    valid_until: str | None = None
+    max_offline_seconds: int | None = None
     digests: Callable[[], Buckets | None] = field(default=_no_digests)
     bucket_pages: Callable[[Collection[Bucket]], Iterator[Page]] = field(default=_no_bucket_pages)
 

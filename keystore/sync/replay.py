@@ -131,6 +131,8 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
             "as_of_change": pull.as_of_change,
             "as_of_at": pull.as_of_at,
             "origin_incarnation": pull.origin.incarnation,
+            "valid_until": pull.valid_until,
+            "max_offline_seconds": pull.max_offline_seconds,
         },
     )
     conn.execute(
