@@ -148,6 +148,72 @@ class UntrustedRepositoryError(TargetError):
     code = "untrusted_repository"
 
 
+class AlteredFileError(UntrustedRepositoryError):
+    """A file has the signed length, and other bytes than were signed."""
+
+    code = "altered_file"
+
+
+class TruncatedFileError(UntrustedRepositoryError):
+    """A file is shorter than was signed."""
+
+    code = "truncated_file"
+
+
+class OversizedFileError(UntrustedRepositoryError):
+    """A file is longer than was signed, or metadata longer than any can be; the rest is unread."""
+
+    code = "oversized_file"
+
+
+class SwappedFileError(UntrustedRepositoryError):
+    """A file is signed, but for another name."""
+
+    code = "swapped_file"
+
+
+class RolledBackRepositoryError(UntrustedRepositoryError):
+    """The repository offers a state that is older than one this replica has seen."""
+
+    code = "rolled_back_repository"
+
+
+class MixedRepositoryError(UntrustedRepositoryError):
+    """Metadata of different states of the repository are mixed."""
+
+    code = "mixed_repository"
+
+
+class ForeignRootError(UntrustedRepositoryError):
+    """The repository is another one than the root file that this replica trusts belongs to."""
+
+    code = "foreign_root"
+
+
+class RevokedKeyError(UntrustedRepositoryError):
+    """Metadata are signed with a key that the repository has replaced since."""
+
+    code = "revoked_key"
+
+
+class UnsafeNameError(UntrustedRepositoryError):
+    """The signed metadata name a file as no keystore does."""
+
+    code = "unsafe_name"
+
+
+class DecompressionBombError(UntrustedRepositoryError):
+    """A file unpacks to more than was signed, or asks for more memory than any of ours needs."""
+
+    code = "decompression_bomb"
+
+
+class FencedPublisherError(TargetError):
+    """Somebody else published while this publication was under way; nothing of it is visible."""
+
+    code = "fenced_publisher"
+
+
 class ExpiredRepositoryError(TargetError):
     """The repository's signatures are past their expiry: nobody has published since."""
 

@@ -31,7 +31,18 @@ STEPS = (
     "check_in.done",
     "compact.done",
 )
-"""Every step there is, in the order of a sync."""
+"""Every step of a sync with a hub, in its order."""
+
+FILE_STEPS = (
+    "publish.files",
+    "publish.metadata",
+    "publish.timestamp",
+    "download.chunk",
+    "download.done",
+    "rotate.root",
+    "rotate.signed",
+)
+"""The steps that signed files add."""
 
 on_reach: Callable[[str], None] | None = None
 

@@ -54,19 +54,22 @@ def create_origin(path: Path | str, *, token_prefix: str = tokens.DEFAULT_PREFIX
     return db.open_store(path)
 
 
-def draft_replica(path: Path | str, *, origin_id: str, token_prefix: str) -> Path:
-    """Build an empty replica of ``origin_id`` beside ``path``, without triggers; return where.
+def build_replica(path: Path, *, origin_id: str, token_prefix: str) -> None:
+    """Build an empty replica of ``origin_id`` at ``path``, without triggers.
 
     The caller fills it, calls :func:`add_triggers`, then :func:`publish`; or removes it with
     :func:`db.remove_files`.
     """
-    draft = draft_path(Path(path))
-    try:
-        _build(draft, role="replica", origin_id=origin_id, token_prefix=token_prefix)
-    except BaseException:
-        db.remove_files(draft)
-        raise
-    return draft
+    _build(path, role="replica", origin_id=origin_id, token_prefix=token_prefix)
+
+
+def take_identity(conn: "sqlite3.Connection") -> None:
+    """Make a replica that was copied into place one of its own; it has no triggers yet."""
+    conn.execute(
+        _Q["take_identity"],
+        {"store_id": str(uuid_utils.compat.uuid7()), "incarnation": str(uuid.uuid4())},
+    )
+    add_triggers(conn, is_replica=True)
 
 
 def add_triggers(conn: "sqlite3.Connection", *, is_replica: bool) -> None:

@@ -430,9 +430,8 @@ def test_a_file_is_read_by_its_suffix_and_one_without_needs_a_format(
 
 
 def test_a_replica_neither_issues_nor_imports(tmp_path: Path, store: Store) -> None:
-    path = migrate.draft_replica(
-        tmp_path / "replica.db", origin_id=store.file.info().origin_id, token_prefix="sk-"
-    )
+    path = tmp_path / "replica.db"
+    migrate.build_replica(path, origin_id=store.file.info().origin_id, token_prefix="sk-")
     with Store.open(path) as replica:
         admin = BulkAdmin(replica.file)
         with pytest.raises(WrongRoleError):

@@ -153,7 +153,7 @@ def bad_input(tmp_path: Path) -> list[tuple[str, list[str], str]]:
         (
             "keys of another repository",
             ["sync", str(tmp_path / "ours"), "--keys", str(tmp_path / "theirs.keys")],
-            "invalid_input",
+            "foreign_root",
         ),
         ("a repository twice", ["repo", "create", str(tmp_path / "ours")], "already_exists"),
         (

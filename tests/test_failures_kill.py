@@ -47,7 +47,7 @@ def test_every_step_in_the_code_has_a_name_and_every_name_a_step() -> None:
     found = {
         name for path in code for name in re.findall(r'reached\("([^"]+)"\)', path.read_text())
     }
-    assert found == set(failpoint.STEPS)
+    assert found == {*failpoint.STEPS, *failpoint.FILE_STEPS}
 
 
 def test_a_full_round_reaches_every_step(site: Site, tmp_path: Path) -> None:

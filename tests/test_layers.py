@@ -16,7 +16,7 @@ LAYERS = [
     {"models"},
     {"db"},
     {"changelog"},
-    {"migrate"},
+    {"migrate", "scope"},
     {"backup"},
     {"admin"},
     {"store", "legacy"},

@@ -19,7 +19,7 @@ class AccountAdmin(Admin):
             plan_id = self._find("plan", wanted.plan)
             self._refuse_taken_account(wanted.email)
             self._db.table("Accounts").insert({"email": wanted.email, "plan_id": plan_id})
-            return self._account(wanted.email)
+            return self.account(wanted.email)
 
     def change_account(
         self,
@@ -35,7 +35,7 @@ class AccountAdmin(Admin):
             InvalidInputError, NotFoundError, AlreadyExistsError, WrongRoleError
         """
         with self._write():
-            account = self._account(email)
+            account = self.account(email)
             wanted = models.validated(
                 models.AccountInput,
                 "account",
@@ -53,7 +53,7 @@ class AccountAdmin(Admin):
             if is_active is not None and is_active != account.is_active:
                 values["is_active"] = is_active
             self._set("Accounts", account.account_id, values)
-            return self._account(wanted.email)
+            return self.account(wanted.email)
 
     def remove_account(self, email: str, *, with_keys: bool = False) -> models.Account:
         """Remove an account; one that has keys only ``with_keys``.
@@ -63,7 +63,7 @@ class AccountAdmin(Admin):
             InUseError: it has keys.
         """
         with self._write():
-            account = self._account(email)
+            account = self.account(email)
             if account.keys and not with_keys:
                 raise InUseError(
                     f"account {account.email} has {account.keys} keys, which would stop working.",
@@ -77,7 +77,12 @@ class AccountAdmin(Admin):
         with self.file.read():
             return [models.Account(**row) for row in self._query("accounts", account_id=None)]
 
-    def _account(self, email: str) -> models.Account:
+    def account(self, email: str) -> models.Account:
+        """Return one account.
+
+        Raises:
+            NotFoundError: there is none of that address.
+        """
         account_id = self._find("account", email)
         return models.Account(**next(self._query("accounts", account_id=account_id)))
 

@@ -22,7 +22,7 @@ class ServiceAdmin(Admin):
                     hint="`keystore service list` shows the services.",
                 )
             self._db.table("Services").insert(wanted.model_dump())
-            return self._service(wanted.name)
+            return self.service(wanted.name)
 
     def change_service(self, name: str, *, is_active: bool) -> models.Service:
         """Switch a service on or off.
@@ -31,10 +31,10 @@ class ServiceAdmin(Admin):
             NotFoundError, WrongRoleError
         """
         with self._write():
-            service = self._service(name)
+            service = self.service(name)
             if service.is_active != is_active:
                 self._set("Services", service.service_id, {"is_active": is_active})
-            return self._service(name)
+            return self.service(name)
 
     def services(self) -> list[models.Service]:
         """Return all services, by name."""
@@ -71,6 +71,11 @@ class ServiceAdmin(Admin):
         with self.file.read():
             return [models.Status(**row) for row in self._query("statuses")]
 
-    def _service(self, name: str) -> models.Service:
+    def service(self, name: str) -> models.Service:
+        """Return one service.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
         service_id = self._find("service", name)
         return models.Service(**next(self._query("services", service_id=service_id)))

@@ -1,14 +1,14 @@
-"""Commands that talk to a target: sync, replicate, repo."""
+"""Commands that talk to a target: sync and replicate."""
 
 import uuid
 from pathlib import Path
 
 import click
 
-from keystore.cli.common import db_option, json_option, plural, progress_bar, show, store_options
+from keystore.cli.common import json_option, plural, printable, progress_bar, show, store_options
 from keystore.db import open_store
-from keystore.errors import InvalidInputError, UnsupportedTargetError
-from keystore.sync import targets, urls
+from keystore.errors import InvalidInputError
+from keystore.sync import targets
 from keystore.sync.engine import Report
 
 root_option = click.option(
@@ -16,7 +16,7 @@ root_option = click.option(
     "root_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Signed files: the root file to trust; needed once, then remembered.",
+    help="Signed files: the root file to trust (root.json); needed once, then remembered.",
 )
 keys_option = click.option(
     "--keys",
@@ -100,6 +100,8 @@ def sync(
     finally:  # what was done is said, even if another target failed
         if reports:
             show(reports, "\n".join(map(_sentence, reports)))
+        for warning in (warning for report in reports for warning in report.warnings):
+            click.echo(f"keystore: warning: {printable(warning)}", err=True)
 
 
 @click.command(short_help="Make a replica.")
@@ -120,7 +122,7 @@ def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: P
     \b
     Example:
       keystore replicate postgresql://hub.example.org/keystore edge.db
-      keystore replicate https://cdn.example.org/keys edge.db --root 1.root.json
+      keystore replicate https://cdn.example.org/keys edge.db --root root.json
     """
     origin = str(origin_id) if origin_id else None
     with progress_bar("records") as on_progress:
@@ -128,51 +130,6 @@ def replicate(target: str, path: Path, origin_id: uuid.UUID | None, root_path: P
             target, path, origin_id=origin, root=read_root(root_path), on_progress=on_progress
         )
     show(report, f"Made replica {path}. {_sentence(report)}")
-
-
-@click.group()
-def repo() -> None:
-    """A repository of signed files."""
-
-
-@repo.command("create")
-@click.argument("target")
-@keys_option
-@db_option
-@json_option
-def repo_create(db_path: Path, target: str, keys_path: Path | None) -> None:
-    """Make an empty repository at TARGET (file:///… or a path) and the keys that sign it.
-
-    The root key is needed again only to change keys: move it to a place that is not online.
-
-    \b
-    Example:
-      keystore repo create file:///srv/keys
-    """
-    try:
-        from keystore.sync import repository
-        from keystore.sync.folder import Folder, path_of
-    except ImportError as error:
-        raise UnsupportedTargetError(
-            f"a repository needs the extra 'files' ({error.name} is not installed).",
-            hint="pip install 'keystore[files]'",
-        ) from error
-    url = urls.normalized(target)
-    if not url.startswith("file://"):
-        raise UnsupportedTargetError(
-            f"{urls.redacted(url)}: a repository is made in a folder.",
-            hint="Use file:///… or a path.",
-        )
-    folder = Folder(path_of(url))
-    keys = signing_keys(keys_path, db_path)
-    root = repository.create(folder, keys)
-    show(
-        {"root": str(root), "keys": str(keys), "url": url},
-        f"Made repository {url}.\n"
-        f"Replicas trust {root}: hand it to them by a way that you trust.\n"
-        f"Move {keys / 'root.pem'} offline; keep {keys / 'online.pem'} here: it signs each sync.\n"
-        f"Sync at least every {repository.METADATA_EXPIRY.days} days: the signatures expire.",
-    )
 
 
 def signing_keys(keys_path: Path | None, db_path: Path) -> Path:
@@ -197,7 +154,7 @@ def read_root(path: Path | None) -> bytes | None:
     except OSError as error:
         raise InvalidInputError(
             f"{path}: {error.strerror}.",
-            hint="Pass the 1.root.json that `keystore repo create` named (--root).",
+            hint="Pass the root.json that `keystore repo create` wrote (--root).",
         ) from error
 
 
@@ -217,4 +174,4 @@ def _sentence(report: Report) -> str:
     return f"{report.target}: {', '.join(done)}{as_of}."
 
 
-COMMANDS: tuple[click.Command, ...] = (sync, replicate, repo)
+COMMANDS: tuple[click.Command, ...] = (sync, replicate)

@@ -1,19 +1,13 @@
--- The snapshot file of a repository: the key tables and nothing else, one row per record.
-
--- name: create
-CREATE TABLE {table} ({id} INTEGER PRIMARY KEY, {other_columns});
-
--- name: put
-INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks});
-
--- name: delete
-DELETE FROM {table} WHERE {id} = ?;
+-- The snapshot file of a repository. {table}, {id} and {columns} are filled from keystore.tables.
 
 -- name: count
 SELECT count(*) FROM {table};
 
--- name: highest_id
-SELECT max({id}) FROM {table};
-
 -- name: rows
 SELECT {columns} FROM {table} ORDER BY {id};
+
+-- name: any_row
+SELECT EXISTS (SELECT 1 FROM {table});
+
+-- name: highest_id
+SELECT max({id}) FROM {table};

@@ -10,6 +10,12 @@ FROM StoreInfo;
 INSERT INTO StoreInfo (store_info_id, store_id, role, incarnation, origin_id, token_prefix)
 VALUES (1, :store_id, :role, :incarnation, :origin_id, :token_prefix);
 
+-- name: take_identity
+UPDATE StoreInfo SET
+    store_id = :store_id,
+    incarnation = :incarnation,
+    created_at = CURRENT_TIMESTAMP;
+
 -- name: plans
 SELECT p.*, (SELECT count(*) FROM Accounts AS a WHERE a.plan_id = p.plan_id) AS accounts
 FROM Plans AS p

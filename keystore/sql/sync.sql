@@ -1,5 +1,5 @@
 -- The store's side of a sync: bookkeeping per target, and the replay on a replica.
--- {table}, {id} and {columns} are filled from keystore.tables.
+-- {table} and {columns} are filled from keystore.tables.
 
 -- name: target
 SELECT push_token, pending_token, acknowledged_usage, acknowledged_revocation, last_revocation
@@ -120,53 +120,8 @@ UPDATE StoreInfo SET
     valid_until = :valid_until,
     max_offline_seconds = :max_offline_seconds;
 
--- name: scratch_on_disk
-PRAGMA temp_store = FILE;
-
--- name: attach_incoming
--- A database of its own without a name: it is gone with its last connection, or its process.
-ATTACH '' AS incoming;
-
--- name: scratch_in_memory
-PRAGMA temp_store = MEMORY;
-
--- name: detach_incoming
-DETACH incoming;
-
--- name: create_incoming
-CREATE TABLE incoming.{table} ({id} INTEGER PRIMARY KEY, {other_columns});
-
--- name: create_incoming_deleted
-CREATE TABLE incoming.Deleted (table_name TEXT, record_id INTEGER);
-
--- name: insert_incoming
-INSERT INTO incoming.{table} ({columns}) VALUES ({marks});
-
--- name: insert_incoming_deleted
-INSERT INTO incoming.Deleted (table_name, record_id) VALUES (?, ?);
-
--- name: delete_replaced
-DELETE FROM main.{table} WHERE {id} IN (SELECT {id} FROM incoming.{table});
-
--- name: delete_deleted
-DELETE FROM main.{table}
-WHERE {id} IN (SELECT record_id FROM incoming.Deleted WHERE table_name = '{table}');
-
--- name: delete_absent
-DELETE FROM main.{table} WHERE {id} NOT IN (SELECT {id} FROM incoming.{table});
-
--- name: insert_replaced
-INSERT INTO main.{table} ({columns}) SELECT {columns} FROM incoming.{table};
-
 -- name: insert_record
 INSERT INTO {table} ({columns}) VALUES ({marks});
 
 -- name: count_records
 SELECT count(*) FROM {table};
-
--- name: skip_unchanged
--- (IS compares by the collation of its left side, which is BINARY for e-mail addresses, too)
-DELETE FROM incoming.{table} AS i
-WHERE EXISTS (
-    SELECT 1 FROM main.{table} AS t WHERE t.{id} = i.{id} AND ({incoming}) IS ({held})
-);

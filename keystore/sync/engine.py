@@ -22,10 +22,11 @@ from keystore.changelog import Reader
 from keystore.db import StoreFile
 from keystore.errors import ForkedStoreError, IncompleteStateError, WrongRoleError
 from keystore.failpoint import reached
+from keystore.scope import ScopedReader
 from keystore.sync import digest
 from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Origin, PushSession, Sink, Source, TargetState
-from keystore.sync.replay import fill_draft, replay
+from keystore.sync.replay import adopt_draft, fill_draft, replay
 
 _Q = sql.named("sync")
 
@@ -46,6 +47,7 @@ class Report:
     reconciled: int | None = None
     as_of_change: int | None = None
     as_of_at: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def push(
     reached("push.begin")
     with sink.push(origin) as session:
         reached("push.locked")
+        report.warnings = session.state.warnings
         # From here to the commit the target holds this store's lock, so no second process can
         # write a pending token between our reading of the old one and our push.
         if not _shake_hands(file, sink.target_id, session.state):
@@ -111,7 +114,8 @@ def push(
         after = _start(file, session.state)
         if after is None:
             session.start_over()
-        reader = Reader(file, after)
+        scope = session.state.scope
+        reader = Reader(file, after) if scope is None else ScopedReader(file, *scope)
         token = str(uuid.uuid4())
         report.pushed = _send(reader, session, on_progress)
         reached("push.sent")
@@ -194,15 +198,22 @@ def replicate(
         TargetError: whatever the target says.
     """
     path = Path(path)
-    migrate.draft_path(path)  # a path that is taken is refused before anything is downloaded
+    draft = migrate.draft_path(path)  # a path that is taken is refused before any download
     with source.pull(origin_id, None) as cut:
-        draft = migrate.draft_replica(
-            path, origin_id=cut.origin.store_id, token_prefix=cut.origin.token_prefix
-        )
         try:
+            if cut.place is not None:
+                cut.place(draft)
+            else:
+                origin = cut.origin
+                migrate.build_replica(
+                    draft, origin_id=origin.store_id, token_prefix=origin.token_prefix
+                )
             with db.open_store(draft) as file:
                 remember(file, source.target_id, url)
-                report.pulled = fill_draft(file, cut, source.target_id, on_progress)
+                if cut.place is not None:
+                    report.pulled = adopt_draft(file, cut, source.target_id)
+                else:
+                    report.pulled = fill_draft(file, cut, source.target_id, on_progress)
                 on_filled(file)
             reached("replicate.filled")
             migrate.publish(draft, path)
@@ -300,7 +311,7 @@ def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -
         )
 
 
-def _send(reader: Reader, session: PushSession, on_progress: OnProgress) -> int:
+def _send(reader: Reader | ScopedReader, session: PushSession, on_progress: OnProgress) -> int:
     sent = 0
     for page in reader:
         session.send(page)

@@ -1,21 +1,23 @@
-"""Where a file repository's bytes live: a local folder.
+"""A local folder as the place of a repository.
 
 A reader sees whole files only: each is written beside its place, synced to disk, and renamed.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from tuf.api.exceptions import DownloadHTTPError
-from tuf.ngclient.fetcher import FetcherInterface
-
 from keystore.errors import TargetUnavailableError
+from keystore.sync.storage import missing
 
 _CHUNK = 1 << 20
+_LOCK = ".lock"
 
 
 def path_of(url: str) -> Path:
@@ -24,34 +26,70 @@ def path_of(url: str) -> Path:
 
 
 class Folder:
-    """A folder that one publisher writes and anybody reads."""
+    """A folder that one publisher writes and anybody reads; see :class:`.storage.Storage`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.url = str(path)
 
-    def read(self, name: str) -> bytes | None:
-        """Return a file's bytes, ``None`` if there is no such file."""
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """Return a file's bytes, and their digest as the tag."""
         try:
-            return (self.path / name).read_bytes()
+            data = (self.path / name).read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unavailable(error) from error
+        return data, hashlib.sha256(data).hexdigest()
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put a file in place, whole; an existing one is replaced."""
-        place = self.path / name
-        draft = place.with_name(f".{place.name}.draft")
+    def chunks(self, name: str, offset: int = 0) -> Iterator[bytes]:
+        """Yield a file's bytes from ``offset`` on."""
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(place)
-            _sync_folder(place.parent)
+            with (self.path / name).open("rb") as file:
+                file.seek(offset)
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise missing(self, name) from error
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            raise _unavailable(error) from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.path / name).is_file()
+
+    def put(self, name: str, source: Path) -> None:
+        """Copy a file into its place."""
+
+        def copy(file: IO[bytes]) -> None:
+            with source.open("rb") as data:
+                shutil.copyfileobj(data, file, _CHUNK)
+
+        self._write(name, copy)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Store a file under a free name."""
+        return self._write(name, lambda file: file.write(data), is_new=True)
+
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Replace the file that has the tag."""
+        held = self.read(name)
+        if (held and held[1]) != tag:
+            return False
+        self._write(name, lambda file: file.write(data))
+        return True
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all files, without drafts and the lock."""
+        for path in sorted(self.path.rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self.path).as_posix()
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
             raise _unavailable(error) from error
 
     @contextmanager
@@ -60,28 +98,39 @@ class Folder:
         import fcntl
 
         try:
-            handle = (self.path / ".lock").open("w")
+            handle = (self.path / _LOCK).open("w")
+        except FileNotFoundError as error:
+            raise missing(self, "metadata/1.root.json") from error
         except OSError as error:
             raise _unavailable(error) from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-
-class FolderFetcher(FetcherInterface):
-    """Lets the TUF client read ``file://`` URLs."""
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        path = path_of(url)
-        if not path.is_file():
-            raise DownloadHTTPError(f"{path}: no such file", 404)
-        return _chunks(path)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
+    def _write(
+        self, name: str, fill: Callable[[IO[bytes]], object], *, is_new: bool = False
+    ) -> bool:
+        place = self.path / name
+        draft = place.with_name(f".{place.name}.draft")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                place.hardlink_to(draft)  # unlike a rename, this fails where something is
+                draft.unlink()
+            else:
+                draft.replace(place)
+            _sync_folder(place.parent)
+        except FileExistsError:
+            draft.unlink(missing_ok=True)
+            return False
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise _unavailable(error) from error
+        return True
 
 
 def _sync_folder(path: Path) -> None:

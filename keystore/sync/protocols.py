@@ -12,6 +12,7 @@ Delivery guarantees that every implementation gives, and one contract test suite
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from keystore.changelog import Page
@@ -40,12 +41,15 @@ class TargetState:
     ``token`` is what the last push left there, ``None`` if there was none; the engine compares it
     with its own record to tell a lost acknowledgement from a restored or copied file.
     ``acknowledged_change`` is the change up to which the target is complete. ``wants_everything``
-    asks for all rows rather than those that changed since.
+    asks for all rows rather than those that changed since. With a ``scope``, a kind and an internal
+    id, all rows are those of that scope. ``warnings`` are for the operator.
     """
 
     acknowledged_change: int
     token: str | None
     wants_everything: bool
+    scope: tuple[str, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class PushSession(Protocol):
@@ -109,6 +113,9 @@ class Pull:
     source and handed back when it is opened again. After ``valid_until`` (UTC text) the rows may be
     used for ``max_offline_seconds`` more; ``None`` where there is no such end.
 
+    ``place``, where a target has it, puts the whole cut at a path as a store's file, without
+    triggers, for a replica that is made there.
+
     ``digests`` and ``bucket_pages`` look at the whole cut, whatever ``pages`` holds of it; a source
     that cannot do so cheaply returns ``None`` for the digests.
     """
@@ -122,6 +129,7 @@ class Pull:
     source_state: str | None = None
     valid_until: str | None = None
     max_offline_seconds: int | None = None
+    place: Callable[[Path], None] | None = None
     digests: Callable[[], Buckets | None] = field(default=_no_digests)
     bucket_pages: Callable[[Collection[Bucket]], Iterator[Page]] = field(default=_no_bucket_pages)
 

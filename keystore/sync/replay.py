@@ -1,8 +1,7 @@
 """Applies a pull to a replica: all of it, in one transaction with the cursor, or nothing.
 
 The pages are staged in a scratch database first, so that the write lock is not held while a network
-is waited for. Then, in one transaction: the incoming records are deleted from the key tables, and
-inserted as they are now. Deleting first, all of them, lets two records swap a unique value.
+is waited for. Then, in one transaction, they replace what the key tables hold of them.
 
 Foreign keys are off on the connection that replays. The cut is the origin's state as it is, which
 may hold orphans that another client left there; refusing them would lose the changes beside them.
@@ -19,6 +18,7 @@ from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetEr
 from keystore.failpoint import reached
 from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Pull
+from keystore.sync.staging import Staging, staged
 from keystore.tables import TRACKED, Table
 
 if TYPE_CHECKING:
@@ -41,14 +41,16 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
             f"this replica has {file.info().as_of_change} already.",
             hint="Push from the origin to that target first; nothing was changed here.",
         )
-    with _rows_fit(file), _room_to_stage(file.conn):
+    with _rows_fit(file), staged(file.conn) as staging:
         conn, written = file.conn, 0
-        _stage(file, pull, on_progress)
+        _stage(file, staging, pull, on_progress)
         reached("pull.staged")
         with file.write():
             if not _is_older(file, pull):  # unless another process has pulled meanwhile
                 conn.execute(_Q["begin_replay"])
-                written = _apply(file, pull)
+                if pull.is_everything:
+                    staging.reduce_to_differences()
+                written = staging.apply()
                 for table in TRACKED:
                     _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
                 _finish(conn, pull, target_id)
@@ -85,6 +87,24 @@ def fill_draft(
     return written
 
 
+def adopt_draft(file: StoreFile, pull: Pull, target_id: str) -> int:
+    """Make a draft that the target has filled a replica; return how many records it holds.
+
+    Raises:
+        IncompleteStateError: as :func:`replay`.
+    """
+    with file.errors():
+        file.conn.execute("PRAGMA journal_mode = MEMORY")  # see fill_draft
+        with file.write() as conn:
+            counts = [scalar(conn, _fill("count_records", table)) for table in TRACKED]
+            for table, count in zip(TRACKED, counts, strict=True):
+                _refuse_other_count(pull, table, count)
+            migrate.take_identity(conn)
+            _finish(conn, pull, target_id)
+        file.conn.execute("PRAGMA journal_mode = WAL")
+    return sum(counts)
+
+
 def _is_older(file: StoreFile, pull: Pull) -> bool:
     held = file.info().as_of_change
     return held is not None and pull.as_of_change < held
@@ -104,22 +124,6 @@ def _rows_fit(file: StoreFile) -> Iterator[None]:
             ) from error
         finally:
             file.conn.execute("PRAGMA foreign_keys = ON")
-
-
-@contextmanager
-def _room_to_stage(conn: "sqlite3.Connection") -> Iterator[None]:
-    """Attach a database on disk, and let it go.
-
-    A pull of everything stages every row. Temporary tables would be in memory, as ours are, and
-    keep theirs for ever; and who follows uses one connection for months.
-    """
-    conn.execute(_Q["scratch_on_disk"])
-    conn.execute(_Q["attach_incoming"])
-    try:
-        yield
-    finally:
-        conn.execute(_Q["detach_incoming"])
-        conn.execute(_Q["scratch_in_memory"])
 
 
 def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
@@ -154,43 +158,17 @@ def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
         )
 
 
-def _stage(file: StoreFile, pull: Pull, on_progress: OnProgress = nobody) -> None:
-    conn, staged = file.conn, 0
-    conn.execute(_Q["create_incoming_deleted"])
-    for table in TRACKED:
-        conn.execute(_fill("create_incoming", table))
+def _stage(file: StoreFile, staging: Staging, pull: Pull, on_progress: OnProgress = nobody) -> None:
+    count = 0
     for page in pull.pages:
-        with file.read():  # one transaction a page: scratch pays per commit, too
-            conn.executemany(_fill("insert_incoming", page.table), page.rows)
-            gone = ((page.table.name, record_id) for record_id in page.deleted)
-            conn.executemany(_Q["insert_incoming_deleted"], gone)
-        staged += len(page.rows) + len(page.deleted)
-        on_progress(staged, _expected(pull))
+        with file.read():
+            staging.add(page)
+        count += len(page.rows) + len(page.deleted)
+        on_progress(count, _expected(pull))
         reached("pull.page")
-
-
-def _apply(file: StoreFile, pull: Pull) -> int:
-    conn, written = file.conn, 0
-    if pull.is_everything:
-        for table in TRACKED:
-            # A record that is the same already is left alone: no log row, no eviction.
-            written += conn.execute(_fill("delete_absent", table)).rowcount
-            conn.execute(_fill("skip_unchanged", table))
-    for table in TRACKED:
-        written += conn.execute(_fill("delete_deleted", table)).rowcount
-        conn.execute(_fill("delete_replaced", table))
-    for table in TRACKED:
-        written += conn.execute(_fill("insert_replaced", table)).rowcount
-    return written
 
 
 def _fill(name: str, table: Table) -> str:
     return _Q[name].format(
-        table=table.name,
-        id=table.id,
-        columns=table.column_list,
-        other_columns=", ".join(column.name for column in table.columns[1:]),
-        incoming=", ".join(f"i.{column.name}" for column in table.columns),
-        held=", ".join(f"t.{column.name}" for column in table.columns),
-        marks=", ".join("?" * len(table.columns)),
+        table=table.name, columns=table.column_list, marks=", ".join("?" * len(table.columns))
     )

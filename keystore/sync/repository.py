@@ -1,27 +1,26 @@
 """Signs and publishes a TUF repository; the reading side is python-tuf's own client.
 
-Two keys: the *root* key says which keys count and is needed again only to change them, so it
-belongs offline; the *online* key signs targets, snapshot and timestamp at every publish.
+Order makes a publication atomic for readers: first the content-addressed files, then the metadata
+that name them, version by version, and last ``timestamp.json``, the only file that is replaced. It
+also keeps publishers apart: who finds another timestamp than the one it began with has lost.
 
-Order makes a publish atomic for readers: first the content-addressed object, then the metadata
-that names it, version by version, and last ``timestamp.json``, the only file that is replaced.
+What a publication no longer names stays for a day (:data:`RETENTION`), for readers that have begun.
 """
 
-import os
+import json
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
     Metadata,
     MetaFile,
     Root,
+    Signed,
     Snapshot,
     TargetFile,
     Targets,
@@ -30,188 +29,342 @@ from tuf.api.metadata import (
 
 from keystore.errors import (
     AlreadyExistsError,
-    InvalidInputError,
+    FencedPublisherError,
+    ForeignRootError,
     TargetNotReadyError,
     UntrustedRepositoryError,
 )
-from keystore.sync.folder import Folder
+from keystore.failpoint import reached
+from keystore.sync import repository_keys
+from keystore.sync.repository_format import FIELD, Scope, Stamp, Terms, stamp_of, terms_of
+from keystore.sync.storage import Storage
 
-ROOT_EXPIRY = timedelta(days=5 * 365)
-"""Long, as long as there is no command that renews a root file."""
-METADATA_EXPIRY = timedelta(days=7)
-"""Publish more often than this: past it, replicas refuse to pull and say why."""
+ROOT_LIFETIME = timedelta(days=2 * 365)
+"""`keystore repo renew` makes a new one; `keystore sync` warns long before."""
+LIFETIME = timedelta(days=7)
+"""Default: publish more often than this; past it, replicas refuse to pull, and live on grace."""
+MAX_OFFLINE = timedelta(days=30)
+"""Default: how long a replica goes on after that."""
+ROOT_WARNING = timedelta(days=60)
+RETENTION = timedelta(days=1)
 
-_IDENTITY_FIELD = "x-keystore-repository-id"
+ONLINE_ROLES = (Targets.type, Snapshot.type, Timestamp.type)
+_SLOW = 4
+"""Targets and snapshot metadata live so many lifetimes, so that an idle publication is one file."""
+_RETIRED = "retired.json"
 
 
 @dataclass(slots=True)
 class Published:
-    """The repository's current signed state, ``target`` being what it offers."""
+    """A repository's current signed state."""
 
-    targets: int = 0
-    snapshot: int = 0
-    timestamp: int = 0
-    target: TargetFile | None = None
+    targets_version: int = 0
+    snapshot_version: int = 0
+    timestamp_version: int = 0
+    tag: str | None = None
+    stamp: Stamp | None = None
+    timestamp_expires: datetime | None = None
+    targets_expires: datetime | None = None
+    targets: dict[str, TargetFile] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        """The files that this state consists of, the timestamp and the roots apart."""
+        metadata = {
+            f"metadata/{self.targets_version}.targets.json",
+            f"metadata/{self.snapshot_version}.snapshot.json",
+        }
+        return metadata | {file_name(target) for target in self.targets.values()}
 
 
-def create(folder: Folder, keys: Path) -> Path:
-    """Make an empty repository and its two private keys (mode 0600); return the root file.
+def file_name(target: TargetFile) -> str:
+    """Return under which name a target is stored."""
+    return f"targets/{target.hashes['sha256']}.{target.path}"
+
+
+def create(
+    storage: Storage,
+    keys: Path,
+    *,
+    root_key: Path | None = None,
+    lifetime: timedelta = LIFETIME,
+    max_offline: timedelta = MAX_OFFLINE,
+    scope: Scope | None = None,
+) -> Path:
+    """Make an empty repository and its two private keys; return where the root file is.
 
     Raises:
         AlreadyExistsError: there is a repository, or a key.
     """
-    if folder.read("metadata/1.root.json") is not None:
-        raise AlreadyExistsError(
-            f"{folder.path} is a repository already.", hint="Choose an empty folder."
-        )
-    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-    signers = {name: CryptoSigner.generate_ed25519() for name in ("root", "online")}
-    for name, signer in signers.items():
-        _write_key(keys / f"{name}.pem", signer.private_bytes)
-    root = Root(
-        expires=_in(ROOT_EXPIRY),
-        consistent_snapshot=True,
-        unrecognized_fields={_IDENTITY_FIELD: str(uuid.uuid4())},
+    taken = AlreadyExistsError(
+        f"{storage.url} is a repository already.", hint="Choose another place."
     )
-    root.add_key(signers["root"].public_key, Root.type)
-    for role in (Targets.type, Snapshot.type, Timestamp.type):
-        root.add_key(signers["online"].public_key, role)
+    if storage.has("metadata/1.root.json"):
+        raise taken
+    online = repository_keys.make(keys / repository_keys.ONLINE_KEY)
+    signer = repository_keys.make(root_key or repository_keys.root_key_path(keys))
+    terms = Terms(
+        repository_id=uuid.uuid4(),
+        lifetime_seconds=int(lifetime.total_seconds()),
+        max_offline_seconds=int(max_offline.total_seconds()),
+        scope=scope,
+    )
+    root = Root(
+        expires=expiry(ROOT_LIFETIME),
+        consistent_snapshot=True,
+        unrecognized_fields={FIELD: terms.model_dump(mode="json")},
+    )
+    root.add_key(signer.public_key, Root.type)
+    for role in ONLINE_ROLES:
+        root.add_key(online.public_key, role)
     metadata = Metadata(root)
-    metadata.sign(signers["root"])
-    folder.write("metadata/1.root.json", metadata.to_bytes())
-    return folder.path / "metadata" / "1.root.json"
+    metadata.sign(signer)
+    data = metadata.to_bytes()
+    if not storage.create("metadata/1.root.json", data):
+        raise taken
+    place = keys / repository_keys.ROOT_FILE
+    place.write_bytes(data)
+    return place
 
 
-def identity(root: bytes) -> str:
-    """Return the repository's own UUID from a root file.
-
-    Raises:
-        InvalidInputError: these bytes are no root file of a keystore repository.
-    """
-    try:
-        signed = Metadata[Root].from_bytes(root).signed
-        return str(uuid.UUID(signed.unrecognized_fields[_IDENTITY_FIELD]))
-    except (RepositoryError, AttributeError, KeyError, ValueError) as error:
-        raise InvalidInputError(
-            "that is not the root file of a keystore repository.",
-            hint="Pass the 1.root.json that `keystore repo create` named (--root).",
-        ) from error
-
-
-class Publisher:
-    """Signs and writes new versions; the caller holds the folder's lock.
+class Repository:
+    """Reads what is published, expired or not; ``first_root`` is the root file that is trusted.
 
     Raises:
         TargetNotReadyError: no repository here.
+        UntrustedRepositoryError: see :func:`newest_root`.
+    """
+
+    def __init__(self, storage: Storage, first_root: bytes) -> None:
+        self.storage = storage
+        self.root = newest_root(storage, first_root)
+        self.terms = Terms.model_validate(self.root.unrecognized_fields[FIELD])
+
+    def read(self) -> Published:
+        """Read what was published last, and check that it was signed with a key that counts."""
+        found = self.storage.read("metadata/timestamp.json")
+        if found is None:
+            return Published()
+        data, tag = found
+        timestamp = self._verified(Timestamp, "timestamp.json", data)
+        snapshot_version = timestamp.snapshot_meta.version
+        snapshot = self._load(Snapshot, f"{snapshot_version}.snapshot.json")
+        targets = self._load(Targets, f"{snapshot.meta['targets.json'].version}.targets.json")
+        return Published(
+            targets.version,
+            snapshot_version,
+            timestamp.version,
+            tag,
+            stamp_of(timestamp),
+            timestamp.expires,
+            targets.expires,
+            targets.targets,
+        )
+
+    def _load(self, kind: type[Signed], name: str) -> Any:
+        found = self.storage.read(f"metadata/{name}")
+        if found is None:
+            raise UntrustedRepositoryError(
+                f"{self.storage.url}: metadata/{name} is missing.",
+                hint="Restore the repository, or make a new one.",
+            )
+        return self._verified(kind, name, found[0])
+
+    def _verified(self, kind: type[Signed], name: str, data: bytes) -> Any:
+        try:
+            metadata = Metadata[Any].from_bytes(data)
+            self.root.verify_delegate(kind.type, metadata.signed_bytes, metadata.signatures)
+        except RepositoryError as error:
+            raise _not_signed(self.storage, name) from error
+        return metadata.signed
+
+
+class Publisher(Repository):
+    """Signs and writes new versions; the caller holds the storage's lock.
+
+    Raises:
+        TargetNotReadyError, UntrustedRepositoryError: as :class:`Repository`.
         InvalidInputError: the online key is missing, unreadable, or not this repository's.
     """
 
-    def __init__(self, folder: Folder, keys: Path) -> None:
-        self._folder = folder
-        self._root, self.root_bytes = self._newest_root()
-        self._signer = _load_key(keys / "online.pem")
-        if self._signer.public_key.keyid not in self._root.roles[Targets.type].keyids:
-            raise InvalidInputError(
-                f"{keys / 'online.pem'} is not the key of this repository.",
-                hint="Pass the folder that `keystore repo create` wrote (--keys).",
-            )
-
-    def read(self) -> Published:
-        """Read what was published last, and check that it was signed with our key."""
-        timestamp = self._load(Timestamp, "timestamp.json")
-        if timestamp is None:
-            return Published()
-        snapshot_version = timestamp.snapshot_meta.version
-        snapshot = self._load(Snapshot, f"{snapshot_version}.snapshot.json")
-        targets_version = snapshot.meta["targets.json"].version if snapshot else 0
-        targets = self._load(Targets, f"{targets_version}.targets.json")
-        if snapshot is None or targets is None:
-            raise UntrustedRepositoryError(
-                f"{self._folder.path}: files of version {snapshot_version} are missing.",
-                hint="Restore the folder, or make a new repository.",
-            )
-        target = next(iter(targets.targets.values()), None)
-        return Published(targets.version, snapshot.version, timestamp.version, target)
-
-    def publish(self, last: Published, target: TargetFile, data: bytes | None) -> None:
-        """Make ``target`` what the repository offers; ``data`` unless it is there already."""
-        if data is not None:
-            digest = target.hashes["sha256"]
-            self._folder.write(f"targets/{digest}.{target.path}", data)
-        expires = _in(METADATA_EXPIRY)
-        targets = Targets(last.targets + 1, expires=expires, targets={target.path: target})
-        snapshot = Snapshot(
-            last.snapshot + 1,
-            expires=expires,
-            meta={"targets.json": MetaFile(targets.version)},
+    def __init__(self, storage: Storage, keys: Path) -> None:
+        super().__init__(storage, repository_keys.trusted_root(keys))
+        self._signer = repository_keys.load(
+            keys / repository_keys.ONLINE_KEY, self.root.roles[Targets.type].keyids
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What somebody should see to, before readers are stopped by it."""
+        left = self.root.expires - datetime.now(UTC)
+        if left > ROOT_WARNING:
+            return ()
+        text = f"{self.storage.url}: its root file expires in {left.days} days, and replicas stop "
+        return (text + "then: run `keystore repo renew` with the root key.",)
+
+    def publish(
+        self,
+        last: Published,
+        stamp: Stamp,
+        targets: Mapping[str, TargetFile],
+        files: Mapping[str, Path],
+        *,
+        sign_all: bool = False,
+    ) -> None:
+        """Make ``targets`` what the repository offers; ``files`` are the new ones among them.
+
+        Raises:
+            FencedPublisherError: somebody else has published since ``last`` was read.
+        """
+        for name, path in files.items():
+            self.storage.put(file_name(targets[name]), path)
+        reached("publish.files")
+        lifetime = timedelta(seconds=self.terms.lifetime_seconds)
+        now = Published(last.targets_version, last.snapshot_version, targets=dict(targets))
+        if (
+            sign_all
+            or now.targets != last.targets
+            or last.targets_expires is None
+            or last.targets_expires < expiry(lifetime)
+        ):
+            expires = expiry(_SLOW * lifetime)
+            now.targets_version = self._create(
+                Targets(last.targets_version + 1, expires=expires, targets=now.targets)
+            )
+            meta = {"targets.json": MetaFile(now.targets_version)}
+            now.snapshot_version = self._create(
+                Snapshot(last.snapshot_version + 1, expires=expires, meta=meta)
+            )
+            reached("publish.metadata")
         timestamp = Timestamp(
-            last.timestamp + 1, expires=expires, snapshot_meta=MetaFile(snapshot.version)
+            last.timestamp_version + 1,
+            expires=expiry(lifetime),
+            snapshot_meta=MetaFile(now.snapshot_version),
+            unrecognized_fields={FIELD: stamp.model_dump(mode="json")},
         )
-        self._write(f"{targets.version}.targets.json", targets)
-        self._write(f"{snapshot.version}.snapshot.json", snapshot)
-        self._write("timestamp.json", timestamp)
-
-    def _newest_root(self) -> tuple[Root, bytes]:
-        first = self._folder.read("metadata/1.root.json")
-        if first is None:
-            raise TargetNotReadyError(
-                f"{self._folder.path} is not a keystore repository yet.",
-                hint="Run `keystore repo create` with the same URL.",
+        data = self._signed(timestamp)
+        if not self.storage.replace("metadata/timestamp.json", data, last.tag):
+            raise FencedPublisherError(
+                f"{self.storage.url}: somebody else published meanwhile.",
+                hint="Nothing of this publication is visible. One process should publish a store: "
+                "find the other, then run the same command again.",
             )
-        newest, version = first, 1
-        while (following := self._folder.read(f"metadata/{version + 1}.root.json")) is not None:
-            newest, version = following, version + 1
-        return Metadata[Root].from_bytes(newest).signed, first
+        reached("publish.timestamp")
+        if last.names - now.names:
+            self.retire(last.names - now.names, now.names)
 
-    def _load(self, kind: type[Any], name: str) -> Any:
-        data = self._folder.read(f"metadata/{name}")
-        if data is None:
-            return None
-        try:
-            metadata = Metadata[Any].from_bytes(data)
-            self._root.verify_delegate(kind.type, metadata.signed_bytes, metadata.signatures)
-        except RepositoryError as error:
-            raise UntrustedRepositoryError(
-                f"{self._folder.path}: metadata/{name} was not signed with this repository's key.",
-                hint="Somebody else wrote here: restore the folder, or make a new repository.",
-            ) from error
-        return metadata.signed
+    def retire(self, names: set[str], in_use: set[str]) -> list[str]:
+        """Note files that nobody needs any more, and remove those that were noted long enough ago.
 
-    def _write(self, name: str, signed: Targets | Snapshot | Timestamp) -> None:
+        Returns the names of those that were removed.
+        """
+        found = self.storage.read(_RETIRED)
+        noted: dict[str, str] = json.loads(found[0]) if found else {}
+        now = datetime.now(UTC)
+        for name in names:
+            noted.setdefault(name, now.isoformat(timespec="seconds"))
+        kept, removed = {}, []
+        for name, since in noted.items():
+            if name in in_use:
+                continue
+            if datetime.fromisoformat(since) <= now - RETENTION:
+                self.storage.delete(name)
+                removed.append(name)
+            else:
+                kept[name] = since
+        data = json.dumps(kept, indent=1).encode()
+        self.storage.replace(_RETIRED, data, found[1] if found else None)
+        return removed
+
+    def collect(self) -> tuple[list[str], list[str]]:
+        """Note files that no state names, as a killed publisher leaves them, and remove old ones.
+
+        Returns the names that were removed, and those that will be.
+        """
+        in_use = self.read().names
+        kept = {"metadata/timestamp.json"} | in_use
+        found = {
+            name
+            for name in self.storage.names()
+            if name.startswith(("metadata/", "targets/"))
+            and name not in kept
+            and not name.endswith(".root.json")
+        }
+        removed = self.retire(found, in_use)
+        return removed, sorted(found - set(removed))
+
+    def sign_anew(self) -> None:
+        """Publish what is there under new signatures, if anything is."""
+        last = self.read()
+        if last.stamp is not None:
+            self.publish(last, last.stamp, last.targets, {}, sign_all=True)
+
+    def _create(self, signed: Targets | Snapshot) -> int:
+        """Write a new version; one that a killed publisher has left is skipped."""
+        while not self.storage.create(
+            f"metadata/{signed.version}.{signed.type}.json", self._signed(signed)
+        ):
+            signed.version += 1
+        return signed.version
+
+    def _signed(self, signed: Signed) -> bytes:
         metadata: Metadata[Any] = Metadata(signed)
         metadata.sign(self._signer)
-        self._folder.write(f"metadata/{name}", metadata.to_bytes())
+        return metadata.to_bytes()
 
 
-def _in(delta: timedelta) -> datetime:
+def identity(storage: Storage, first: bytes) -> str:
+    """Return a repository's own UUID; ``first`` is the root file that is trusted.
+
+    Raises:
+        TargetNotReadyError: no repository here.
+        ForeignRootError: another repository.
+    """
+    found = storage.read("metadata/1.root.json")
+    if found is None:
+        raise TargetNotReadyError(
+            f"{storage.url} is not a keystore repository yet.",
+            hint="Run `keystore repo create` with the same URL.",
+        )
+    terms = terms_of(first)  # refuses what is none of ours
+    if found[0] != first:
+        raise ForeignRootError(
+            f"{storage.url} is another repository than this root file is for.",
+            hint="Check the URL and what `keystore repo create` wrote (--keys, --root).",
+        )
+    return str(terms.repository_id)
+
+
+def newest_root(storage: Storage, first: bytes) -> Root:
+    """Follow the chain of roots from the one that is trusted.
+
+    Raises:
+        TargetNotReadyError: no repository here.
+        ForeignRootError: another repository.
+        UntrustedRepositoryError: a link of the chain is not signed by the one before.
+    """
+    identity(storage, first)
+    newest = Metadata[Root].from_bytes(first)
+    while (found := storage.read(f"metadata/{newest.signed.version + 1}.root.json")) is not None:
+        try:
+            following = Metadata[Root].from_bytes(found[0])
+            newest.verify_delegate(Root.type, following)
+            following.verify_delegate(Root.type, following)
+        except (RepositoryError, ValueError) as error:
+            raise _not_signed(storage, f"{newest.signed.version + 1}.root.json") from error
+        if following.signed.version != newest.signed.version + 1:
+            raise _not_signed(storage, f"{newest.signed.version + 1}.root.json")
+        newest = following
+    return newest.signed
+
+
+def _not_signed(storage: Storage, name: str) -> UntrustedRepositoryError:
+    return UntrustedRepositoryError(
+        f"{storage.url}: metadata/{name} was not signed with this repository's key.",
+        hint="Somebody else wrote here: restore the repository, or make a new one.",
+    )
+
+
+def expiry(delta: timedelta) -> datetime:
+    """Return the end of a time that begins now."""
     return datetime.now(UTC).replace(microsecond=0) + delta
-
-
-def _write_key(path: Path, data: bytes) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise AlreadyExistsError(
-            f"{path}: a key is there already.", hint="Choose another folder with --keys."
-        ) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _load_key(path: Path) -> CryptoSigner:
-    try:
-        private_key: Any = load_pem_private_key(path.read_bytes(), password=None)
-        return CryptoSigner(private_key)
-    except OSError as error:
-        raise InvalidInputError(
-            f"{path}: {error.strerror}.",
-            hint="Pass the folder that `keystore repo create` wrote (--keys).",
-        ) from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidInputError(
-            f"{path}: not an unencrypted private key in PEM form.",
-            hint="Pass the folder that `keystore repo create` wrote (--keys).",
-        ) from error

@@ -1,99 +1,126 @@
-"""The snapshot of a repository: the key tables in a compact SQLite file, packed and announced."""
+"""The snapshot of a repository: a replica's file, with all rows and indexes, and nothing local.
 
-import sys
-from collections.abc import Iterator
+So a first start needs no insert: it is decompressed straight into its place.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
-from tuf.api.metadata import TargetFile
-
-from keystore import db, sql
+from keystore import db, migrate, sql
 from keystore.changelog import PAGE_SIZE, Page
-from keystore.errors import IncompleteStateError, SchemaVersionError
+from keystore.errors import IncompleteStateError, KeystoreError
+from keystore.sync.packing import pack, unpack
+from keystore.sync.protocols import Origin, PageCounts
+from keystore.sync.repository_format import SnapshotInfo
+from keystore.sync.staging import staged
 from keystore.tables import TRACKED, Table
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+if TYPE_CHECKING:
+    import sqlite3
 
-SNAPSHOT_NAME = "snapshot.sqlite.zst"
-_CHUNK = 1 << 20
 _Q = sql.named("snapshot")
+_OURS = {table.name for table in TRACKED} | {"StoreInfo", "sqlite_sequence"}
 
 
-class Announcement(BaseModel):
-    """The signed ``custom`` field of the snapshot target."""
-
-    model_config = ConfigDict(frozen=True)
-
-    origin_id: str
-    incarnation: str
-    token_prefix: str
-    schema_version: int
-    up_to: NonNegativeInt
-    as_of_at: str
-    push_token: str
-    counts: dict[str, NonNegativeInt]
-    length: NonNegativeInt
-    """Bytes of the SQLite file, so that no more is ever decompressed."""
+def build(path: Path, origin: Origin) -> None:
+    """Make an empty state file."""
+    migrate.build_replica(path, origin_id=origin.store_id, token_prefix=origin.token_prefix)
+    conn = db.connect(path)
+    try:
+        conn.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        conn.close()
 
 
-def announcement(target: TargetFile) -> Announcement:
-    """Read what a snapshot target says of itself.
+def unpacked(packed: IO[bytes], path: Path, info: SnapshotInfo) -> None:
+    """Unpack a snapshot to ``path``, in the current schema.
 
     Raises:
-        IncompleteStateError: it lacks something.
-        SchemaVersionError: it is newer than this program.
+        IncompleteStateError: it is no state file of ours.
+        DecompressionBombError, DiskFullError: see :func:`.packing.unpack`.
     """
+    unpack(packed, path, info.length)
     try:
-        said = Announcement.model_validate(target.unrecognized_fields.get("custom"))
-    except ValidationError as error:
-        raise IncompleteStateError(
-            f"the repository's snapshot lacks {error.errors()[0]['loc']}.",
-            hint="Publish it anew with a current keystore.",
-        ) from error
-    if said.schema_version > db.SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"the repository's schema version is {said.schema_version}, "
-            f"this program's {db.SCHEMA_VERSION}.",
-            hint="Update keystore on this machine.",
-        )
-    return said
+        with db.open_store(path, any_version=True) as file:
+            version = db.versions(file.conn)[1]
+        if version < db.SCHEMA_VERSION:
+            migrate.upgrade(path)
+        with db.open_store(path) as file:
+            conn = file.conn
+            conn.execute("PRAGMA journal_mode = DELETE")
+            found = migrate.schema_of(conn)
+            for kind, name in [key for key in found if key[0] == "trigger"]:
+                conn.execute(f'DROP TRIGGER "{name}"')
+                del found[kind, name]
+            expected = migrate.expected_schema(is_replica=True)
+            if found != {key: text for key, text in expected.items() if key[0] != "trigger"}:
+                raise _not_ours("its schema is another")
+            for kind, name in found:
+                if kind == "table" and name not in _OURS and db.scalar(conn, _any_row(name)):
+                    raise _not_ours(f"there are rows in {name}")
+            info_row = file.info()
+            if info_row.is_origin or info_row.origin_id != info.origin_id:
+                raise _not_ours("it is another store's")
+    except IncompleteStateError:
+        raise
+    except KeystoreError as error:
+        raise _not_ours(error.message) from error
 
 
-def pack(data: bytes) -> bytes:
-    """Compress a snapshot as it is published."""
-    return zstd.compress(data)
+def open_scratch(path: Path) -> "sqlite3.Connection":
+    """Open a state file to work on; it is finished, or thrown away."""
+    conn = db.connect(path)
+    conn.execute("PRAGMA journal_mode = OFF")
+    conn.execute("PRAGMA synchronous = OFF")
+    conn.execute("PRAGMA cache_size = -65536")
+    return conn
 
 
-def unpack(packed: Path, path: Path, length: int) -> None:
-    """Decompress a snapshot to ``path``; never more than ``length`` bytes.
+def apply(path: Path, changes: Iterable[Page]) -> None:
+    """Bring a state file forward by changes."""
+    conn = open_scratch(path)
+    try:
+        with staged(conn) as staging:
+            conn.execute("BEGIN")
+            for page in changes:
+                staging.add(page)
+            staging.apply()
+            conn.execute("COMMIT")
+    except db.Error as error:
+        raise _not_ours(str(error)) from error
+    finally:
+        conn.close()
+
+
+def pack_state(path: Path, packed: Path, counts: PageCounts) -> int:
+    """Compress a state file; return its length before that.
 
     Raises:
-        IncompleteStateError: it is damaged, or not of that length.
+        IncompleteStateError: it does not hold what the store has.
     """
-    written = 0
+    compact = path.with_suffix(".compact")
+    conn = db.connect(path)
     try:
-        with zstd.open(packed, "rb") as source, path.open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                written += len(chunk)
-                if written > length:
-                    break
-                file.write(chunk)
-    except (zstd.ZstdError, EOFError) as error:
-        raise IncompleteStateError(
-            "the repository's snapshot cannot be decompressed.", hint="Publish it anew."
-        ) from error
-    if written != length:
-        raise IncompleteStateError(
-            f"the repository's snapshot is not the announced {length} bytes.",
-            hint="Publish it anew.",
-        )
+        held = {table.name: db.scalar(conn, fill("count", table)) for table in TRACKED}
+        if held != dict(counts):
+            raise IncompleteStateError(
+                f"the repository would hold {held}, the store has {dict(counts)}.",
+                hint="Nothing was published; please report this.",
+            )
+        # Indexes that grew row by row have gaps; every edge would download them.
+        conn.execute("VACUUM INTO ?", (str(compact),))
+    finally:
+        conn.close()
+    try:
+        pack(compact, packed)
+        return compact.stat().st_size
+    finally:
+        compact.unlink()
 
 
 def pages_of(path: Path) -> Iterator[Page]:
-    """Yield all rows of a snapshot file, by table and id."""
+    """Yield all rows of a state file, by table and id."""
     conn = db.connect(path)
     try:
         for table in TRACKED:
@@ -106,10 +133,15 @@ def pages_of(path: Path) -> Iterator[Page]:
 
 def fill(name: str, table: Table) -> str:
     """Return a statement of snapshot.sql for one table."""
-    return _Q[name].format(
-        table=table.name,
-        id=table.id,
-        columns=table.column_list,
-        other_columns=", ".join(column.name for column in table.columns[1:]),
-        marks=", ".join("?" * len(table.columns)),
+    return _Q[name].format(table=table.name, id=table.id, columns=table.column_list)
+
+
+def _any_row(table: str) -> str:
+    return _Q["any_row"].format(table=table)
+
+
+def _not_ours(why: str) -> IncompleteStateError:
+    return IncompleteStateError(
+        f"the repository's snapshot cannot be used: {why}.",
+        hint="Publish it anew with the origin's keystore.",
     )

@@ -1,7 +1,7 @@
 """Opens a target by its URL, and syncs a store with it by the store's role.
 
 ``postgresql://…`` is a hub, ``file:///…`` a repository in a folder (a plain path means the same),
-``https://…`` a repository to read.
+``s3://…`` one in a bucket, ``https://…`` one to read.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,11 +66,13 @@ def opened(
     file: StoreFile | None = None,
     keys: Path | None = None,
     root: bytes | None = None,
+    beside: Path | None = None,
 ) -> Iterator[Target]:
     """Open a target for the length of a ``with`` block.
 
     ``file`` is the store that syncs: it remembers the root of trust of a repository. ``keys`` is
-    the folder with the key that signs, ``root`` the pinned root file.
+    the folder with the key that signs, ``root`` the pinned root file. What is downloaded lies
+    beside the store's file, or ``beside`` where one is to be made.
     """
     url = normalized(target)
     opened_target: Target
@@ -79,7 +81,7 @@ def opened(
             with hub_extra():
                 from keystore.sync.postgres import PostgresHub
             opened_target = PostgresHub(url)
-        case "file" | "https" | "http":
+        case "file" | "s3" | "https" | "http":
             try:
                 from keystore.sync.files import FileRepository
             except ImportError as error:
@@ -88,11 +90,12 @@ def opened(
             if file is not None:
                 with file.errors():
                     state = scalar(file.conn, _Q["source_state"], redacted(url))
-            opened_target = FileRepository(url, keys=keys, root=root, state=state)
+                    beside = file.path
+            opened_target = FileRepository(url, keys=keys, root=root, state=state, beside=beside)
         case scheme:
             raise UnsupportedTargetError(
                 f"{scheme}:// is not a kind of target.",
-                hint="Use postgresql://…, file:///… or https://….",
+                hint="Use postgresql://…, file:///…, s3://… or https://….",
             )
     try:
         yield opened_target
@@ -198,11 +201,11 @@ def replicate(
     """Make a replica at ``path`` from a target; see :func:`keystore.sync.engine.replicate`."""
     url = redacted(normalized(target))
     report = Report(url)
-    with opened(target, root=root) as opened_target:
+    with opened(target, root=root, beside=path) as opened_target:
         if opened_target.source is None:
             raise InvalidInputError(
                 f"{url}: a repository needs the root file that this replica is to trust.",
-                hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+                hint="Pass --root with the root.json that `keystore repo create` wrote.",
             )
         hub = opened_target.hub
 
@@ -266,7 +269,7 @@ def sync_opened(
             if target.source is None:
                 raise InvalidInputError(
                     f"{url}: this replica has not been told which root file to trust.",
-                    hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+                    hint="Pass --root with the root.json that `keystore repo create` wrote.",
                 )
             engine.pull(file, target.source, url, report, on_progress=on_progress)
     except (ForkedStoreError, StaleTargetError, IncompleteStateError) as error:
@@ -299,7 +302,7 @@ def verify(
         if source is None:
             raise InvalidInputError(
                 f"{url}: whose signatures are to be trusted is not known.",
-                hint="Pass --root with the 1.root.json that `keystore repo create` named.",
+                hint="Pass --root with the root.json that `keystore repo create` wrote.",
             )
         found = verification.verify(file, source, url, repair=repair)
         if found.repaired and file.info().is_origin:

@@ -1,0 +1,270 @@
+"""Commands for a repository of signed files: create, info, rotate, renew, gc."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keystore.cli.common import db_option, json_option, plural, seconds, show, show_pairs
+from keystore.cli.sync import keys_option, read_root, root_option, signing_keys
+from keystore.errors import UnsupportedTargetError
+from keystore.store import Store
+from keystore.sync import urls
+
+if TYPE_CHECKING:
+    from keystore.sync.repository_format import Scope
+
+root_key_option = click.option(
+    "--root-key",
+    "root_key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The root key. Default: offline/root.pem in the folder of the keys.",
+)
+
+
+@click.group()
+def repo() -> None:
+    """A repository of signed files: make it, look at it, change its keys."""
+
+
+@repo.command("create")
+@click.argument("target")
+@keys_option
+@root_key_option
+@click.option(
+    "--expires",
+    type=seconds,
+    default="7d",
+    show_default=True,
+    metavar="TIME",
+    help="How long a publication is good for: sync more often than this.",
+)
+@click.option(
+    "--max-offline",
+    type=seconds,
+    default="30d",
+    show_default=True,
+    metavar="TIME",
+    help="How long a replica may go on after that, without contact; then it denies.",
+)
+@click.option("--account", metavar="EMAIL", help="Carry the rows of this account only.")
+@click.option("--service", metavar="NAME", help="Carry the rows of this service only.")
+@db_option
+@json_option
+def repo_create(
+    db_path: Path,
+    target: str,
+    keys_path: Path | None,
+    root_key: Path | None,
+    expires: int,
+    max_offline: int,
+    account: str | None,
+    service: str | None,
+) -> None:
+    """Make an empty repository at TARGET (file:///…, a path, or s3://…) and the keys that sign it.
+
+    \b
+    Example:
+      keystore repo create file:///srv/keys
+      keystore repo create s3://bucket/keys --max-offline 60d
+      keystore repo create /srv/keys/ada --keys ada.keys --account ada@example.org
+    """
+    if account is not None and service is not None:
+        raise click.UsageError("--account and --service exclude each other.")
+    if not expires > 0 <= max_offline:
+        raise click.UsageError("--expires must be above 0, --max-offline not below.")
+    with _files_extra():
+        from keystore.sync import repository, repository_keys
+        from keystore.sync.storage import storage_of
+    url, keys = urls.normalized(target), signing_keys(keys_path, db_path)
+    root = repository.create(
+        storage_of(url),
+        keys,
+        root_key=root_key,
+        lifetime=timedelta(seconds=expires),
+        max_offline=timedelta(seconds=max_offline),
+        scope=_scope(db_path, account, service),
+    )
+    root_key = root_key or repository_keys.root_key_path(keys)
+    online = keys / repository_keys.ONLINE_KEY
+    show(
+        {
+            "url": urls.redacted(url),
+            "root": str(root),
+            "keys": str(keys),
+            "root_key": str(root_key),
+        },
+        f"Made repository {urls.redacted(url)}.\n"
+        f"Replicas trust {root}: hand it to them by a way that you trust.\n"
+        f"Move {root_key} offline; keep {online} here: it signs each sync.\n"
+        f"Sync more often than every {_words(expires)}: the signatures expire.",
+    )
+
+
+@repo.command("info")
+@click.argument("target")
+@keys_option
+@root_option
+@db_option
+@json_option
+def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Path | None) -> None:
+    """Show what a repository offers, and until when it does.
+
+    Who publishes needs no --root: it lies in the folder of the keys.
+
+    \b
+    Example:
+      keystore repo info file:///srv/keys
+      keystore repo info https://cdn.example.org/keys --root root.json
+    """
+    with _files_extra():
+        from keystore.sync import repository_info, repository_keys
+        from keystore.sync.storage import storage_of
+    url = urls.normalized(target)
+    root = read_root(root_path)
+    if root is None:
+        root = repository_keys.trusted_root(signing_keys(keys_path, db_path))
+    info = repository_info.look(storage_of(url), root)
+    show_pairs(
+        info,
+        [
+            ("repository", info.repository_id),
+            ("origin", info.origin_id),
+            ("carries", info.scope or "everything"),
+            ("as of", f"change {info.as_of_change}, {info.as_of_at}"),
+            ("good until", _until(info.expires_at)),
+            ("max offline", _words(info.max_offline_seconds)),
+            ("root file", f"version {info.root_version}, {_until(info.root_expires_at)}"),
+            ("keys", f"{info.root_keys} root, {info.online_keys} online"),
+            ("snapshot", f"{info.snapshot_bytes:,} bytes, change {info.snapshot_change}"),
+            ("changes", f"{plural(info.segments, 'file')}, {info.segment_bytes:,} bytes"),
+        ],
+    )
+
+
+@repo.command("rotate")
+@click.argument("target")
+@click.option("--online", is_flag=True, help="Make a new online key.")
+@click.option("--root", "root", is_flag=True, help="Make a new root key.")
+@keys_option
+@root_key_option
+@db_option
+@json_option
+def repo_rotate(
+    db_path: Path,
+    target: str,
+    online: bool,
+    root: bool,
+    keys_path: Path | None,
+    root_key: Path | None,
+) -> None:
+    """Replace keys. Replicas follow by themselves: each root file is signed by the one before.
+
+    Needs the root key. What is published is signed anew, and the old key counts no more, once
+    a replica has pulled.
+
+    \b
+    Example:
+      keystore repo rotate file:///srv/keys --online
+      keystore repo rotate s3://bucket/keys --root --root-key /media/safe/root.pem
+    """
+    if not (online or root):
+        raise click.UsageError("Say which key: --online, --root, or both.")
+    version = _rotate(target, signing_keys(keys_path, db_path), root_key, online=online, root=root)
+    kinds = " and ".join(kind for kind, is_on in (("online", online), ("root", root)) if is_on)
+    show({"root_version": version}, f"Replaced the {kinds} key; root file {version}.")
+
+
+@repo.command("renew")
+@click.argument("target")
+@keys_option
+@root_key_option
+@db_option
+@json_option
+def repo_renew(db_path: Path, target: str, keys_path: Path | None, root_key: Path | None) -> None:
+    """Sign a root file that lives two years more, with the same keys.
+
+    \b
+    Example:
+      keystore repo renew file:///srv/keys --root-key /media/safe/root.pem
+    """
+    keys = signing_keys(keys_path, db_path)
+    version = _rotate(target, keys, root_key, online=False, root=False)
+    show({"root_version": version}, f"Renewed: root file {version}.")
+
+
+@repo.command("gc")
+@click.argument("target")
+@keys_option
+@db_option
+@json_option
+def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
+    """Remove what a publisher that was killed has left behind.
+
+    What a publication replaces goes by itself, a day later: readers that have begun may need it.
+
+    \b
+    Example:
+      keystore repo gc s3://bucket/keys
+    """
+    with _files_extra():
+        from keystore.sync.repository import Publisher
+        from keystore.sync.storage import storage_of
+    storage = storage_of(urls.normalized(target))
+    with storage.lock():
+        removed, noted = Publisher(storage, signing_keys(keys_path, db_path)).collect()
+    show(
+        {"removed": removed, "noted": noted},
+        f"Removed {plural(len(removed), 'file')}; "
+        f"{plural(len(noted), 'file')} will go a day after they were found.",
+    )
+
+
+def _rotate(target: str, keys: Path, root_key: Path | None, *, online: bool, root: bool) -> int:
+    with _files_extra():
+        from keystore.sync import rotation
+        from keystore.sync.storage import storage_of
+    storage = storage_of(urls.normalized(target))
+    return rotation.rotate(storage, keys, root_key=root_key, online=online, root=root)
+
+
+def _scope(db_path: Path, account: str | None, service: str | None) -> "Scope | None":
+    from keystore.sync.repository_format import Scope
+
+    if account is None and service is None:
+        return None
+    with Store.open(db_path) as store:
+        if account is not None:
+            record_id = store.account(account).account_id
+            return Scope(kind="account", record_id=record_id, name=account)
+        record_id = store.service(str(service)).service_id
+        return Scope(kind="service", record_id=record_id, name=str(service))
+
+
+def _until(time: str | None) -> str:
+    return "nothing is published" if time is None else time
+
+
+def _words(count: int) -> str:
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if count >= size and count % size == 0:
+            return plural(count // size, unit)
+    return plural(count, "second")
+
+
+@contextmanager
+def _files_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise UnsupportedTargetError(
+            f"a repository needs the extra 'files' ({error.name} is not installed).",
+            hint="pip install 'keystore[files]'",
+        ) from error
+
+
+COMMANDS: tuple[click.Command, ...] = (repo,)

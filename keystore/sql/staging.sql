@@ -1,0 +1,67 @@
+-- Records on their way, in a scratch database; see keystore.sync.staging.
+-- {table}, {id} and {columns} are filled from keystore.tables.
+
+-- name: scratch_on_disk
+PRAGMA temp_store = FILE;
+
+-- name: attach
+-- A database of its own without a name: it is gone with its last connection, or its process.
+ATTACH '' AS incoming;
+
+-- name: scratch_in_memory
+PRAGMA temp_store = MEMORY;
+
+-- name: detach
+DETACH incoming;
+
+-- name: create
+CREATE TABLE incoming.{table} ({id} INTEGER PRIMARY KEY, {other_columns});
+
+-- name: create_deleted
+CREATE TABLE incoming.Deleted (
+    table_name TEXT,
+    record_id INTEGER,
+    PRIMARY KEY (table_name, record_id)
+) WITHOUT ROWID;
+
+-- name: insert
+INSERT INTO incoming.{table} ({columns}) VALUES ({marks});
+
+-- name: insert_deleted
+INSERT INTO incoming.Deleted (table_name, record_id) VALUES ('{table}', ?);
+
+-- name: forget
+DELETE FROM incoming.{table} WHERE {id} = ?;
+
+-- name: forget_deleted
+DELETE FROM incoming.Deleted WHERE table_name = '{table}' AND record_id = ?;
+
+-- name: note_absent
+INSERT OR IGNORE INTO incoming.Deleted (table_name, record_id)
+SELECT '{table}', {id} FROM main.{table} WHERE {id} NOT IN (SELECT {id} FROM incoming.{table});
+
+-- name: skip_unchanged
+-- (IS compares by the collation of its left side, which is BINARY for e-mail addresses, too)
+DELETE FROM incoming.{table} AS i
+WHERE EXISTS (
+    SELECT 1 FROM main.{table} AS t WHERE t.{id} = i.{id} AND ({incoming}) IS ({held})
+);
+
+-- name: apply_deleted
+DELETE FROM main.{table}
+WHERE {id} IN (SELECT record_id FROM incoming.Deleted WHERE table_name = '{table}');
+
+-- name: delete_replaced
+DELETE FROM main.{table} WHERE {id} IN (SELECT {id} FROM incoming.{table});
+
+-- name: insert_replaced
+INSERT INTO main.{table} ({columns}) SELECT {columns} FROM incoming.{table};
+
+-- name: rows
+SELECT {columns} FROM incoming.{table} WHERE {id} > :after ORDER BY {id} LIMIT :limit;
+
+-- name: deleted
+SELECT record_id FROM incoming.Deleted
+WHERE table_name = '{table}' AND record_id > :after
+ORDER BY record_id
+LIMIT :limit;

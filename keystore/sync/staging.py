@@ -1,0 +1,102 @@
+"""A scratch database of records on their way: attached to a connection, and applied to its tables.
+
+Deleting first, all of them, and inserting then, lets two records swap a unique value.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from keystore import sql
+from keystore.changelog import PAGE_SIZE, Page
+from keystore.tables import TRACKED, Table
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_Q = sql.named("staging")
+
+
+@contextmanager
+def staged(conn: "sqlite3.Connection") -> Iterator["Staging"]:
+    """Attach an empty scratch database on disk, and let it go.
+
+    A pull of everything stages every row. Temporary tables would be in memory, as ours are, and
+    keep theirs for ever; and who follows uses one connection for months.
+    """
+    conn.execute(_Q["scratch_on_disk"])
+    conn.execute(_Q["attach"])
+    try:
+        conn.execute(_Q["create_deleted"])
+        for table in TRACKED:
+            conn.execute(_fill("create", table))
+        yield Staging(conn)
+    finally:
+        conn.execute(_Q["detach"])
+        conn.execute(_Q["scratch_in_memory"])
+
+
+class Staging:
+    """Records that a connection has staged; of one that comes twice, the later counts."""
+
+    def __init__(self, conn: "sqlite3.Connection") -> None:
+        self._conn = conn
+
+    def add(self, page: Page) -> None:
+        """Stage one page. Call it in a transaction: scratch pays per commit, too."""
+        conn, table = self._conn, page.table
+        if page.repeats:
+            ids = [(i,) for i in (*page.deleted, *(row[0] for row in page.rows))]
+            conn.executemany(_fill("forget", table), ids)
+            conn.executemany(_fill("forget_deleted", table), ids)
+        conn.executemany(_fill("insert", table), page.rows)
+        conn.executemany(_fill("insert_deleted", table), [(i,) for i in page.deleted])
+
+    def reduce_to_differences(self) -> int:
+        """Take what is staged for everything, and keep what differs from the tables; return how
+        many records they have that are not staged.
+
+        A record that is the same already is left alone: no log row, no eviction, no bytes.
+        """
+        absent = 0
+        for table in TRACKED:
+            absent += self._conn.execute(_fill("note_absent", table)).rowcount
+            self._conn.execute(_fill("skip_unchanged", table))
+        return absent
+
+    def apply(self) -> int:
+        """Write what is staged to the tables; return how many records were written or deleted."""
+        conn, written = self._conn, 0
+        for table in TRACKED:
+            written += conn.execute(_fill("apply_deleted", table)).rowcount
+            conn.execute(_fill("delete_replaced", table))
+        for table in TRACKED:
+            written += conn.execute(_fill("insert_replaced", table)).rowcount
+        return written
+
+    def pages(self) -> Iterator[Page]:
+        """Yield what is staged."""
+        for table in TRACKED:
+            for name in ("rows", "deleted"):
+                after = 0
+                window = {"limit": PAGE_SIZE}
+                while found := self._conn.execute(
+                    _fill(name, table), window | {"after": after}
+                ).fetchall():
+                    after = found[-1][0]
+                    if name == "rows":
+                        yield Page(table, found)
+                    else:
+                        yield Page(table, [], [record_id for (record_id,) in found])
+
+
+def _fill(name: str, table: Table) -> str:
+    return _Q[name].format(
+        table=table.name,
+        id=table.id,
+        columns=table.column_list,
+        other_columns=", ".join(column.name for column in table.columns[1:]),
+        incoming=", ".join(f"i.{column.name}" for column in table.columns),
+        held=", ".join(f"t.{column.name}" for column in table.columns),
+        marks=", ".join("?" * len(table.columns)),
+    )

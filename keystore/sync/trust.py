@@ -1,0 +1,168 @@
+"""Refreshes a repository's metadata with python-tuf's client, and says what is wrong with them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuf.api import exceptions
+from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
+from tuf.ngclient import Updater
+
+from keystore.errors import (
+    ExpiredRepositoryError,
+    ForeignRootError,
+    MixedRepositoryError,
+    OversizedFileError,
+    RevokedKeyError,
+    RolledBackRepositoryError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+    UntrustedRepositoryError,
+)
+from keystore.sync.repository_format import SNAPSHOT_NAME, State, Terms, read_state, terms_of
+from keystore.sync.storage import BASE_URL, Storage, StorageFetcher
+
+_STAYS = "this replica stays as it was"
+
+
+class Trusted:
+    """A repository's metadata, refreshed and verified, starting from a pinned root.
+
+    Args:
+        files: what an earlier refresh left (:attr:`files`): nothing older is accepted.
+        folder: an empty folder for the client.
+    """
+
+    def __init__(
+        self, storage: Storage, root: bytes, files: Mapping[str, str], folder: Path
+    ) -> None:
+        (folder / "root_history").mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        with tuf_errors(storage, root, folder):
+            self._updater = Updater(
+                str(folder),
+                f"{BASE_URL}metadata/",
+                fetcher=StorageFetcher(storage),
+                bootstrap=root,
+            )
+            self._updater.refresh()
+        newest = max(folder.glob("root_history/*.root.json"), key=_version)
+        self.root = Metadata[Root].from_file(str(newest)).signed
+        self.terms: Terms = terms_of(newest.read_bytes())
+        self.timestamp: Timestamp = (
+            Metadata[Timestamp].from_file(str(folder / "timestamp.json")).signed
+        )
+        found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
+        self.files = {
+            path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in found
+        }
+
+    def state(self) -> State | None:
+        """Return what the repository offers; ``None`` if nothing was published yet."""
+        targets: dict[str, TargetFile] = {}
+        snapshot = self._updater.get_targetinfo(SNAPSHOT_NAME)
+        if snapshot is not None:
+            custom = snapshot.unrecognized_fields.get("custom")
+            names = custom.get("changes") if isinstance(custom, dict) else None
+            targets[SNAPSHOT_NAME] = snapshot
+            for name in names if isinstance(names, list) else ():
+                target = self._updater.get_targetinfo(name) if isinstance(name, str) else None
+                if target is not None:
+                    targets[name] = target
+        return read_state(targets)
+
+
+@contextmanager
+def tuf_errors(
+    storage: Storage | None = None, root: bytes | None = None, folder: Path | None = None
+) -> Iterator[None]:
+    """Turn python-tuf's failures into keystore errors."""
+    try:
+        yield
+    except exceptions.ExpiredMetadataError as error:
+        raise ExpiredRepositoryError(
+            f"the repository's signatures have expired ({error}).",
+            hint=f"Run `keystore sync` at the origin, then try again; {_STAYS}.",
+        ) from error
+    except exceptions.DownloadLengthMismatchError as error:
+        raise OversizedFileError(
+            "metadata of the repository are longer than any can be; the rest was not read.",
+            hint=f"Publish anew, or restore the repository; {_STAYS}.",
+        ) from error
+    except exceptions.BadVersionNumberError as error:
+        # (python-tuf has one class for both)
+        if "must be >=" in str(error):
+            raise RolledBackRepositoryError(
+                f"the repository offers an older state than this replica has seen ({error}).",
+                hint=f"Somebody put it back: publish anew from the origin; {_STAYS}.",
+            ) from error
+        raise MixedRepositoryError(
+            f"the repository mixes metadata of different states ({error}).",
+            hint=f"Publish anew, or restore the repository whole; {_STAYS}.",
+        ) from error
+    except exceptions.UnsignedMetadataError as error:
+        if storage is not None and root is not None and folder is not None:
+            raise _distrusted(storage, root, folder, error) from error
+        raise _unsigned(error) from error
+    except exceptions.RepositoryError as error:
+        raise _unsigned(error) from error
+    except exceptions.DownloadHTTPError as error:
+        raise TargetNotReadyError(
+            f"the repository lacks a file ({error}).",
+            hint="Check the URL; publish from the origin first.",
+        ) from error
+    except exceptions.DownloadError as error:
+        raise TargetUnavailableError(
+            f"the repository cannot be reached ({error.__cause__ or error}).",
+            hint="Nothing is lost; try again later.",
+        ) from error
+
+
+def _unsigned(error: Exception) -> UntrustedRepositoryError:
+    return UntrustedRepositoryError(
+        f"the repository is not signed by who this replica trusts ({error}).",
+        hint=f"Check the URL and the root file (--root); {_STAYS}.",
+    )
+
+
+def _distrusted(
+    storage: Storage, root: bytes, folder: Path, error: Exception
+) -> UntrustedRepositoryError:
+    """Find out why signatures do not count: another repository, or a key that was replaced?"""
+    first = storage.read("metadata/1.root.json")
+    if first is not None and _repository_id(first[0]) != terms_of(root).repository_id:
+        return ForeignRootError(
+            "the repository is another one than the root file is for, which this replica trusts.",
+            hint=f"Check the URL; for a new repository pass its root file (--root); {_STAYS}.",
+        )
+    found = storage.read("metadata/timestamp.json")
+    signers = _key_ids(found[0]) if found is not None else set()
+    for path in folder.glob("root_history/*.root.json"):
+        if signers & Metadata[Root].from_file(str(path)).signed.keys.keys():
+            return RevokedKeyError(
+                "the repository is signed with a key that was replaced.",
+                hint="Somebody has the old key: publish anew with the new one, and look who "
+                f"writes there; {_STAYS}.",
+            )
+    return _unsigned(error)
+
+
+def _repository_id(data: bytes) -> Any:
+    try:
+        return terms_of(data).repository_id
+    except Exception:  # noqa: BLE001 - whatever it is, it is not the repository that is trusted
+        return None
+
+
+def _key_ids(data: bytes) -> set[str]:
+    try:
+        return {str(signature["keyid"]) for signature in json.loads(data)["signatures"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
+def _version(path: Path) -> int:
+    return int(path.name.split(".")[0])
