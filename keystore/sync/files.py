@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from keystore.sync.files_sink import FileSink
 from keystore.sync.files_source import FileSource
+from keystore.sync.repository_keys import ROOT_FILE, trusted_root
 from keystore.sync.storage import storage_of
 
 
@@ -27,6 +28,8 @@ class FileRepository:
         beside: Path | None = None,
     ) -> None:
         storage = storage_of(url)
+        if keys and not (root or state) and (keys / ROOT_FILE).exists():
+            root = trusted_root(keys)  # who signs trusts itself, to compare
         is_writable = urlsplit(url).scheme in {"file", "s3"}
         self.sink = FileSink(storage, keys) if keys and is_writable else None
         self.source = FileSource(storage, root, state, beside) if root or state else None

@@ -78,6 +78,7 @@ class FileSource:
                 valid_until=utc_text(trusted.timestamp.expires.timestamp()),
                 max_offline_seconds=trusted.terms.max_offline_seconds,
                 place=fetch.place if is_everything else None,
+                scope=str(trusted.terms.scope) if trusted.terms.scope else None,
             )
 
 

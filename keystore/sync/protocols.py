@@ -113,6 +113,8 @@ class Pull:
     source and handed back when it is opened again. After ``valid_until`` (UTC text) the rows may be
     used for ``max_offline_seconds`` more; ``None`` where there is no such end.
 
+    ``scope`` says in words which part of the origin's rows this is, if it is not all.
+
     ``place``, where a target has it, puts the whole cut at a path as a store's file, without
     triggers, for a replica that is made there.
 
@@ -130,6 +132,7 @@ class Pull:
     valid_until: str | None = None
     max_offline_seconds: int | None = None
     place: Callable[[Path], None] | None = None
+    scope: str | None = None
     digests: Callable[[], Buckets | None] = field(default=_no_digests)
     bucket_pages: Callable[[Collection[Bucket]], Iterator[Page]] = field(default=_no_bucket_pages)
 

@@ -74,6 +74,8 @@ class Published:
             f"metadata/{self.targets_version}.targets.json",
             f"metadata/{self.snapshot_version}.snapshot.json",
         }
+        if not self.targets_version:
+            return set()
         return metadata | {file_name(target) for target in self.targets.values()}
 
 

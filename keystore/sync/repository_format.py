@@ -46,6 +46,9 @@ class Scope(_Signed):
     record_id: PositiveInt
     name: str
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
 
 class Terms(_Signed):
     """What holds for a repository until its root key says otherwise."""

@@ -47,7 +47,7 @@ def look(storage: Storage, first_root: bytes) -> RepositoryInfo:
     info = RepositoryInfo(
         repository_id=str(terms.repository_id),
         url=storage.url,
-        scope=f"{terms.scope.kind} {terms.scope.name}" if terms.scope else None,
+        scope=str(terms.scope) if terms.scope else None,
         max_offline_seconds=terms.max_offline_seconds,
         root_version=root.version,
         root_expires_at=utc_text(root.expires.timestamp()),

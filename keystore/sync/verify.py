@@ -103,6 +103,11 @@ def _whole_cut(source: Source, info: StoreInfo) -> Iterator[tuple[Pull, Buckets,
                 f"this replica has {after} already.",
                 hint="Push from the origin to that target first.",
             )
+        if cut.scope is not None and info.is_origin:
+            raise UnsupportedTargetError(
+                f"the target carries only a part of this origin's rows: {cut.scope}.",
+                hint="Compare a replica of it.",
+            )
         is_at_cut = after is None or cut.as_of_change == after
         is_same_count = info.is_origin or cut.origin.incarnation == info.origin_incarnation
         if not is_same_count or (not is_at_cut and cut.is_everything):
