@@ -15,7 +15,7 @@ from itertools import chain, groupby
 from keystore import changelog
 from keystore.changelog import Page, Record
 from keystore.db import StoreFile, StoreInfo
-from keystore.errors import StaleTargetError, TargetNotReadyError
+from keystore.errors import StaleTargetError, TargetNotReadyError, UnsupportedTargetError
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets, Rows
 from keystore.sync.protocols import Pull, Source
