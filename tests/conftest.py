@@ -14,6 +14,7 @@ from keystore.db import open_store
 from keystore.doctor import examine
 from keystore.sync import targets
 from keystore.testing import postgres
+from tests import buckets
 from tests.centre import Centre
 
 NewStore = Callable[..., Store]
@@ -108,3 +109,25 @@ def centre(request: pytest.FixtureRequest) -> Iterator[Centre]:
     made = Centre(None if is_memory else request.getfixturevalue("hub_url"))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[buckets.S3Server]:
+    """moto, as a server."""
+    with buckets.moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_server() -> Iterator[buckets.S3Server]:
+    """SeaweedFS, as a server."""
+    with buckets.seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(params=["moto", "seaweedfs"])
+def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> buckets.S3Server:
+    """An S3 server of either kind, and an environment with which everything may be done there."""
+    server: buckets.S3Server = request.getfixturevalue(f"{request.param}_server")
+    server.admit(monkeypatch)
+    return server

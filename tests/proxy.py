@@ -1,10 +1,11 @@
-"""A TCP proxy that fails on command: drops an answer, cuts at a byte, or stalls."""
+"""TCP proxies that fail on command: drop an answer, cut at a byte, stall, or lose a header."""
 
 import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -15,7 +16,7 @@ class Proxy:
     """Stands between keystore and a PostgreSQL for the length of a ``with`` block."""
 
     def __init__(self, url: str) -> None:
-        self._to = conninfo_to_dict(url)
+        self._to = self._parsed(url)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -27,12 +28,23 @@ class Proxy:
         """Close everything when so many bytes have passed."""
         self.lose_commit = 0
         """Let this COMMIT reach the server, and close before the client hears of it; 0: none."""
+        self.commit = _COMMIT
+        """What a COMMIT looks like."""
+        self.recovers = False
+        """Lose one answer, not all from then on."""
+
+    def _parsed(self, url: str) -> dict[str, Any]:
+        return conninfo_to_dict(url)
+
+    @property
+    def port(self) -> int:
+        """Where this proxy listens."""
+        return int(self._listener.getsockname()[1])
 
     @property
     def url(self) -> str:
         """The server's URL by way of this proxy."""
-        port = self._listener.getsockname()[1]
-        given = self._to | {"host": "127.0.0.1", "port": port}
+        given = self._to | {"host": "127.0.0.1", "port": self.port}
         plain = {"sslmode": "disable", "gssencmode": "disable"}
         info = conninfo_to_dict(make_conninfo("", **(given | plain)))
         query = "&".join(f"{name}={info[name]}" for name in plain)
@@ -83,14 +95,16 @@ class Proxy:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         is_answer = source in self._sockets[1::2]
         with suppress(OSError):
-            while data := source.recv(65536):
+            while data := self._altered(source.recv(65536)):
                 if self._stalled.is_set():
                     self._closed.wait()
                     break
                 with self._lock:
                     if is_answer and self.lose_commit < 0:
+                        if self.recovers:
+                            self.lose_commit = 0
                         break
-                    if not is_answer and _COMMIT in data and self.lose_commit:
+                    if not is_answer and self.commit in data and self.lose_commit:
                         self.lose_commit -= 1
                         if not self.lose_commit:
                             self.lose_commit = -1
@@ -101,8 +115,34 @@ class Proxy:
                     break
         self._drop()
 
+    def _altered(self, data: bytes) -> bytes:
+        return data
+
     def _drop(self) -> None:
         for item in self._sockets:
             with suppress(OSError):
                 item.shutdown(socket.SHUT_RDWR)
             item.close()
+
+
+class WebProxy(Proxy):
+    """Stands between keystore and a web server."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.replacements: dict[bytes, bytes] = {}
+        """What is sent otherwise than it came; of the same length."""
+
+    @property
+    def url(self) -> str:
+        """The server's URL by way of this proxy."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def _parsed(self, url: str) -> dict[str, Any]:
+        parts = urlsplit(url)
+        return {"host": parts.hostname, "port": parts.port}
+
+    def _altered(self, data: bytes) -> bytes:
+        for old, new in self.replacements.items():
+            data = data.replace(old, new)
+        return data

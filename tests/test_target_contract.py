@@ -20,11 +20,12 @@ from keystore.errors import (
 from keystore.sync import digest, engine, repository
 from keystore.sync.engine import Report
 from keystore.sync.files import FileRepository
-from keystore.sync.folder import Folder
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
 from keystore.sync.protocols import Origin, Sink, Source, everything
+from keystore.sync.storage import storage_of
 from keystore.tables import BY_NAME, TRACKED
+from tests.buckets import S3Server
 from tests.conftest import NewStore
 
 ORIGIN = Origin(
@@ -73,7 +74,7 @@ class Pair:
         return {name: values for name, values in found.items() if values}
 
 
-@pytest.fixture(params=["memory", "postgres", "files"])
+@pytest.fixture(params=["memory", "postgres", "files", "moto", "seaweedfs"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     match request.param:
         case "memory":
@@ -85,10 +86,15 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
             yield Pair(pusher, lambda: puller, url)
             pusher.close()
             puller.close()
-        case _:
-            folder, keys = tmp_path / "repository", tmp_path / "keys"
-            root = repository.create(Folder(folder), keys).read_bytes()
-            url = folder.as_uri()
+        case kind:
+            keys = tmp_path / "keys"
+            if kind == "files":
+                url = (tmp_path / "repository").as_uri()
+            else:
+                server: S3Server = request.getfixturevalue(f"{kind}_server")
+                server.admit(request.getfixturevalue("monkeypatch"))
+                url = server.new_url()
+            root = repository.create(storage_of(url), keys).read_bytes()
             sink = FileRepository(url, keys=keys).sink
             assert sink is not None
 

@@ -213,10 +213,11 @@ def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
     """
     with _files_extra():
         from keystore.sync.repository import Publisher
+        from keystore.sync.repository_keys import alone
         from keystore.sync.storage import storage_of
-    storage = storage_of(urls.normalized(target))
-    with storage.lock():
-        removed, noted = Publisher(storage, signing_keys(keys_path, db_path)).collect()
+    storage, keys = storage_of(urls.normalized(target)), signing_keys(keys_path, db_path)
+    with alone(keys), storage.lock():
+        removed, noted = Publisher(storage, keys).collect()
     show(
         {"removed": removed, "noted": noted},
         f"Removed {plural(len(removed), 'file')}; "

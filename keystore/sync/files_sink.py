@@ -56,6 +56,7 @@ class FileSink:
         """Start a push; see :class:`keystore.sync.protocols.Sink`."""
         with (
             tuf_errors(),
+            repository_keys.alone(self._keys),
             self._storage.lock(),
             tempfile.TemporaryDirectory(prefix="keystore-") as scratch,
             FilePush(Publisher(self._storage, self._keys), origin, Path(scratch)) as session,

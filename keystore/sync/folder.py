@@ -32,6 +32,9 @@ class Folder:
         self.path = path
         self.url = str(path)
 
+    def prepare(self) -> None:
+        """Folders are made when they are written to, and have a lock."""
+
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return a file's bytes, and their digest as the tag."""
         try:

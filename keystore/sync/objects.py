@@ -8,38 +8,56 @@ Credentials, region and endpoint come from the environment, as for every S3 clie
 """
 
 import os
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
     NotFoundError,
-    PermissionDeniedError,
+    NotSupportedError,
     PreconditionError,
-    UnauthenticatedError,
 )
 from obstore.store import HTTPStore, S3Store
 
 from keystore.errors import (
     InvalidInputError,
+    KeystoreError,
+    OversizedFileError,
     TargetNotReadyError,
     TargetUnavailableError,
+    UnsupportedTargetError,
     WrongRoleError,
 )
-from keystore.sync.storage import missing
+from keystore.sync.storage import AccessRefusedError, missing
 from keystore.sync.urls import redacted
 
 _CHUNK = 1 << 20
-_CLIENT: Any = {"connect_timeout": "10s", "timeout": "600s"}
-"""The whole answer may take long, on a slow line; what was cut off is resumed."""
+_MAX_READ = 64 << 20
+"""Bytes of a file that is read at once: metadata. Nobody who writes there may fill our memory."""
+_CLIENT: Any = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1d"}
+"""The whole answer may take long, on a slow line; a line that is silent is given up."""
 _RETRY: Any = {"max_retries": 3}
 _MISSING = (NotFoundError, FileNotFoundError)
 _TAKEN = (AlreadyExistsError, FileExistsError, PreconditionError)
+
+# What obstore raises holds requests, XML, and the state of its client; only this much is told.
+_STATUS = re.compile(r"status code: (\d{3}[ A-Za-z-]*)")
+_S3_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CAUSES = (
+    re.compile(r'message: "([^"\n]+)"'),
+    re.compile(r'error: "([^"\n]+)"'),
+    re.compile(r"InvalidCertificate\(\s*(\w+)"),
+    re.compile(r"source: (TimedOut)"),
+)
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
+_ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
 
 class ObjectStorage:
@@ -48,37 +66,78 @@ class ObjectStorage:
     def __init__(self, url: str) -> None:
         self.url = redacted(url)
         parts = urlsplit(url)
+        self._is_bucket = parts.scheme == "s3"
+        self._has_read = False
         try:
-            if parts.scheme == "s3":
-                self._store: Any = _bucket(parts.netloc, parts.path.strip("/"))
-            else:
-                client = _CLIENT | {"allow_http": parts.scheme == "http"}
-                self._store = HTTPStore(url, client_options=client, retry_config=_RETRY)
+            self._store: Any = _bucket(parts) if self._is_bucket else _web_server(url, parts)
         except (BaseError, ValueError) as error:
             raise InvalidInputError(
-                f"{self.url} cannot be used: {_first_line(error)}.", hint="Check the URL."
+                f"{self.url} cannot be used: {_why(error)}.",
+                hint="Check the URL and the AWS_… variables."
+                if self._is_bucket
+                else "Check the URL.",
             ) from error
-        self._is_writable = parts.scheme == "s3"
+
+    def prepare(self) -> None:
+        """Try whether two publishers would be kept apart here."""
+        name = f"probe-{uuid.uuid4()}"
+        stale = f'"{"0" * 32}"'
+        try:
+            is_fenced = (
+                self.create(name, b"1")
+                and not self.create(name, b"2")
+                and not self.replace(name, b"3", stale)
+            )
+        finally:
+            self.delete(name)
+        if not is_fenced:
+            raise UnsupportedTargetError(
+                f"{self.url} ignores conditional writes: two publishers would overwrite each other "
+                "unseen.",
+                hint="Use a store that honours If-None-Match and If-Match on PUT, as S3 does.",
+            )
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return an object's bytes and its entity tag."""
         try:
             with self._errors():
                 got = obstore.get(self._store, name)
-                return bytes(got.bytes()), got.meta["e_tag"] or ""
+                if got.meta["size"] > _MAX_READ:
+                    raise OversizedFileError(
+                        f"{self.url}: {name} is longer than any such file of ours.",
+                        hint="Somebody else wrote it: restore the repository, or make a new one.",
+                    )
+                found = bytes(got.bytes()), got.meta["e_tag"] or ""
         except _MISSING:
             return None
+        except AccessRefusedError:
+            if self._has_read:  # what S3 says of a missing object to who may not list the bucket
+                return None
+            raise
+        self._has_read = True
+        return found
 
     def chunks(self, name: str, offset: int = 0) -> Iterator[bytes]:
         """Yield an object's bytes from ``offset`` on."""
+        try:
+            yield from self._chunks(name, offset)
+        except NotSupportedError:  # a server without ranges sends everything, or nothing
+            yield from _skipped(self._chunks(name, 0), offset)
+
+    def _chunks(self, name: str, offset: int) -> Iterator[bytes]:
         options: Any = {"range": {"offset": offset}} if offset else None
         try:
             with self._errors():
                 got = obstore.get(self._store, name, options=options)
+                self._has_read = True
                 for chunk in got.stream(min_chunk_size=_CHUNK):
                     yield bytes(chunk)
         except _MISSING as error:
             raise missing(self, name) from error
+        except AccessRefusedError as error:
+            if self._has_read:
+                raise missing(self, name) from error
+            raise
 
     def has(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -87,6 +146,10 @@ class ObjectStorage:
                 obstore.head(self._store, name)
         except _MISSING:
             return False
+        except AccessRefusedError:
+            if self._has_read:
+                return False
+            raise
         return True
 
     def put(self, name: str, source: Path) -> None:
@@ -99,25 +162,11 @@ class ObjectStorage:
 
     def create(self, name: str, data: bytes) -> bool:
         """Create an object, unless there is one."""
-        try:
-            with self._errors():
-                obstore.put(self._writable(), name, data, mode="create")
-        except _TAKEN:
-            return False
-        except _MISSING as error:
-            raise self._no_bucket() from error
-        return True
+        return self._put_if("create", name, data)
 
     def replace(self, name: str, data: bytes, tag: str | None) -> bool:
         """Replace the object that has the tag."""
-        if tag is None:
-            return self.create(name, data)
-        try:
-            with self._errors():
-                obstore.put(self._writable(), name, data, mode={"e_tag": tag})
-        except (*_TAKEN, *_MISSING):
-            return False
-        return True
+        return self._put_if("create" if tag is None else {"e_tag": tag}, name, data)
 
     def names(self) -> Iterator[str]:
         """Yield the names of all objects."""
@@ -140,48 +189,130 @@ class ObjectStorage:
         self._writable()
         yield
 
+    def _put_if(self, mode: Any, name: str, data: bytes) -> bool:
+        try:
+            with self._errors():
+                obstore.put(self._writable(), name, data, mode=mode, use_multipart=False)
+        except (*_TAKEN, *_MISSING):
+            # The answer to a first attempt may be lost, and what is in the way our own.
+            found = self.read(name)
+            return found is not None and found[0] == data
+        return True
+
     def _writable(self) -> Any:
-        if not self._is_writable:
+        if not self._is_bucket:
             raise WrongRoleError(
                 f"{self.url} can only be read from here.",
                 hint="Publish to its folder (file:///…) or bucket (s3://…).",
             )
         return self._store
 
-    def _no_bucket(self) -> TargetNotReadyError:
-        return TargetNotReadyError(f"{self.url}: there is no such bucket.", hint="Make it first.")
-
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Turn failures of the transport into keystore errors; the caller knows the others."""
         try:
             yield
-        except (*_TAKEN, *_MISSING):
+        except (KeystoreError, NotSupportedError):
             raise
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise TargetUnavailableError(
-                f"{self.url} refuses access.",
-                hint="Check the credentials (AWS_ACCESS_KEY_ID …) and what they may do there.",
-            ) from error
         except (BaseError, OSError, ValueError) as error:
+            if (known := self._known(error)) is not None:
+                raise known from error
+            if isinstance(error, (*_TAKEN, *_MISSING)):
+                raise
+            if _status(error) == "416":
+                return  # asked for the rest of an object that has no more
             raise TargetUnavailableError(
-                f"{self.url} cannot be reached ({_first_line(error)}).",
+                f"{self.url} cannot be reached ({_why(error)}).",
                 hint="Nothing is lost; try again later.",
             ) from error
 
+    def _known(self, error: Exception) -> KeystoreError | None:
+        """Return the error that says what is wrong, where that is known."""
+        text, code, status = str(error), _s3_code(error), _status(error)
+        if code == "NoSuchBucket":
+            return self._no_bucket()
+        if "/latest/api/token" in text or "/latest/meta-data" in text:
+            return TargetUnavailableError(
+                f"{self.url}: no credentials: AWS_ACCESS_KEY_ID is not set, and this machine has "
+                "no role that gives some.",
+                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; where anybody may read, "
+                "AWS_SKIP_SIGNATURE=true.",
+            )
+        if "incorrectly configured region" in text or code in {
+            "AuthorizationHeaderMalformed",
+            "PermanentRedirect",
+        }:
+            return InvalidInputError(
+                f"{self.url} is in another region.", hint="Set AWS_REGION to the bucket's."
+            )
+        if status in {"401", "403"}:
+            is_refused = code in {"", "AccessDenied"}
+            kind = AccessRefusedError if is_refused else TargetUnavailableError
+            return kind(
+                f"{self.url} refuses access ({_why(error)}).",
+                hint="Check the credentials (AWS_ACCESS_KEY_ID …) and what they may do there."
+                if self._is_bucket
+                else "Check the URL, and what the server lets everybody read.",
+            )
+        return None
 
-def _bucket(bucket: str, prefix: str) -> S3Store:
+    def _no_bucket(self) -> TargetNotReadyError:
+        return TargetNotReadyError(f"{self.url}: there is no such bucket.", hint="Make it first.")
+
+
+def _bucket(parts: SplitResult) -> S3Store:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    config: Any = {"endpoint": endpoint} if endpoint else {}
+    # What the client cannot read makes it panic.
+    if endpoint and not _ENDPOINT.fullmatch(endpoint):
+        raise ValueError("AWS_ENDPOINT_URL is no http:// or https:// URL of a server")
+    if not _BUCKET.fullmatch(parts.netloc):
+        raise ValueError("there is no name of a bucket in it")
+    if parts.query or parts.fragment:
+        raise ValueError("it takes no parameters")
+    config: Any = {"disable_bulk_delete": True}  # not every server has it
+    if endpoint:
+        config["endpoint"] = endpoint
     return S3Store(
-        bucket,
-        prefix=prefix or None,
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
         config=config,
         client_options=_CLIENT | {"allow_http": endpoint.startswith("http://")},
         retry_config=_RETRY,
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:")
+def _web_server(url: str, parts: SplitResult) -> HTTPStore:
+    if not _ENDPOINT.fullmatch(url):
+        raise ValueError("it is no plain URL of a server and a path")
+    client = _CLIENT | {"allow_http": parts.scheme == "http"}
+    return HTTPStore(url, client_options=client, retry_config=_RETRY)
+
+
+def _skipped(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
+    for chunk in chunks:
+        if len(chunk) > count:
+            yield chunk[count:]
+        count = max(0, count - len(chunk))
+
+
+def _status(error: Exception) -> str:
+    found = _STATUS.search(str(error))
+    return found[1][:3] if found else ""
+
+
+def _s3_code(error: Exception) -> str:
+    found = _S3_CODE.search(str(error))
+    return found[1] if found else ""
+
+
+def _why(error: Exception) -> str:
+    """Say in a few words what went wrong."""
+    text = str(error)
+    if found := _STATUS.search(text):
+        code = _s3_code(error)
+        return f"{found[1].strip()}, {code}" if code else found[1].strip()
+    for cause in _CAUSES:
+        if found := cause.search(text):
+            return found[1]
+    first = (text.strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"https?://\S+", "…", first.rpartition(" - ")[2]).rstrip(".: ")

@@ -97,12 +97,14 @@ def create(
 
     Raises:
         AlreadyExistsError: there is a repository, or a key.
+        UnsupportedTargetError: two publishers would overwrite each other there.
     """
     taken = AlreadyExistsError(
         f"{storage.url} is a repository already.", hint="Choose another place."
     )
     if storage.has("metadata/1.root.json"):
         raise taken
+    storage.prepare()
     online = repository_keys.make(keys / repository_keys.ONLINE_KEY)
     signer = repository_keys.make(root_key or repository_keys.root_key_path(keys))
     terms = Terms(

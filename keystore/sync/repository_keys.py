@@ -5,6 +5,8 @@ keys count; it is needed again only to change that, and belongs on a medium that
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,43 @@ def trusted_root(keys: Path) -> bytes:
     try:
         return (keys / ROOT_FILE).read_bytes()
     except OSError as error:
-        raise TargetNotReadyError(
-            f"{keys / ROOT_FILE}: {error.strerror}.",
-            hint="Make a repository with `keystore repo create`, or pass the folder that it wrote "
-            "(--keys).",
-        ) from error
+        raise _no_keys(keys / ROOT_FILE, error) from error
 
 
 def root_key_path(keys: Path) -> Path:
     """Where the root key is, unless somebody says otherwise."""
     return keys / ROOT_FOLDER / ROOT_KEY
+
+
+@contextmanager
+def alone(keys: Path) -> Iterator[None]:
+    """Wait until no other process on this machine works with the keys in a folder.
+
+    A bucket has no lock. So this keeps two processes that publish one store from each other, before
+    the second replaces what the first has noted of its own publication.
+
+    Raises:
+        TargetNotReadyError: there is no such folder.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(keys, os.O_RDONLY)
+    except OSError as error:
+        raise _no_keys(keys, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _no_keys(path: Path, error: OSError) -> TargetNotReadyError:
+    return TargetNotReadyError(
+        f"{path}: {error.strerror}.",
+        hint="Make a repository with `keystore repo create`, or pass the folder that it wrote "
+        "(--keys).",
+    )
 
 
 def make(path: Path) -> CryptoSigner:

@@ -19,7 +19,7 @@ def rotate(storage: Storage, keys: Path, *, root_key: Path | None, online: bool,
     rotation that was interrupted is done again.
     """
     path = root_key or repository_keys.root_key_path(keys)
-    with storage.lock():
+    with repository_keys.alone(keys), storage.lock():
         current = repository.newest_root(storage, repository_keys.trusted_root(keys))
         signers = [repository_keys.load(path, current.roles[Root.type].keyids)]
         online_key = keys / repository_keys.ONLINE_KEY

@@ -4,6 +4,7 @@ Only `timestamp.json` is ever replaced, and only by whoever has read the one bef
 keeps two publishers apart. Everything else is written once, under a name of its own.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,11 +14,17 @@ from urllib.parse import unquote, urlsplit
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from keystore.errors import TargetNotReadyError, UnsupportedTargetError
+from keystore.errors import TargetNotReadyError, TargetUnavailableError, UnsupportedTargetError
 from keystore.sync.urls import redacted
 
 BASE_URL = "repository://files/"
 """What the TUF client is told to fetch from; the rest of a URL is a name in the storage."""
+
+_ROOT = re.compile(r"metadata/\d+\.root\.json")
+
+
+class AccessRefusedError(TargetUnavailableError):
+    """The storage answers that one may not; S3 says so, too, of what it does not have."""
 
 
 class Storage(Protocol):
@@ -27,6 +34,13 @@ class Storage(Protocol):
     """
 
     url: str
+
+    def prepare(self) -> None:
+        """Make sure that a repository can be made here.
+
+        Raises:
+            UnsupportedTargetError: two publishers would overwrite each other.
+        """
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return a small file and a tag of its version; ``None`` if there is no such file."""
@@ -106,6 +120,10 @@ class StorageFetcher(FetcherInterface):
             first = next(chunks, b"")
         except TargetNotReadyError as error:
             raise DownloadHTTPError(str(error), 404) from error
+        except AccessRefusedError as error:
+            if _ROOT.fullmatch(name):
+                raise DownloadHTTPError(str(error), 403) from error
+            raise
         return _with_first(first, chunks)
 
 

@@ -13,6 +13,7 @@ from tuf.ngclient import Updater
 from keystore.errors import (
     ExpiredRepositoryError,
     ForeignRootError,
+    KeystoreError,
     MixedRepositoryError,
     OversizedFileError,
     RevokedKeyError,
@@ -115,6 +116,8 @@ def tuf_errors(
             hint="Check the URL; publish from the origin first.",
         ) from error
     except exceptions.DownloadError as error:
+        if isinstance(cause := error.__cause__, KeystoreError):
+            raise cause from cause.__cause__  # the storage has said it best
         raise TargetUnavailableError(
             f"the repository cannot be reached ({error.__cause__ or error}).",
             hint="Nothing is lost; try again later.",

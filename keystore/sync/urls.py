@@ -6,7 +6,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from keystore.errors import InvalidInputError
 
-_FILE_SCHEMES = {"file", "http", "https"}
+_FILE_SCHEMES = {"file", "http", "https", "s3"}
 _PLAIN_PARAMETERS = {
     "host",
     "hostaddr",
@@ -38,7 +38,7 @@ _PLAIN_PARAMETERS = {
 }
 _CONNINFO = re.compile(r"\b(password|host|dbname|user)\s*=")
 _SCHEME = re.compile(r"(postgres(ql)?|https?|s3|file):", re.IGNORECASE)
-_HINT = "Use postgresql://…, file:///…, https://… or a folder."
+_HINT = "Use postgresql://…, file:///…, s3://…, https://… or a folder."
 
 
 def normalized(target: str) -> str:
@@ -61,7 +61,7 @@ def normalized(target: str) -> str:
     url = f"{scheme.lower()}://{rest}"
     try:
         parts = urlsplit(url)
-        has_secret = bool(parts.password) and parts.scheme in {"http", "https"}
+        has_secret = bool(parts.password) and parts.scheme in _FILE_SCHEMES
         is_odd = "@" in parts.path + parts.fragment or parts.netloc.count("@") > 1
     except ValueError:
         raise InvalidInputError("the target's URL cannot be read.", hint=_HINT) from None

@@ -1,0 +1,553 @@
+"""Signed files in a bucket, on two S3 servers: moto, and SeaweedFS, which checks signatures."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from keystore import Store
+from keystore.cli import main
+from keystore.db import open_store
+from keystore.errors import (
+    FencedPublisherError,
+    ForkedStoreError,
+    InvalidInputError,
+    KeystoreError,
+    OversizedFileError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+    UnsupportedTargetError,
+)
+from keystore.sync import digest, objects, repository, rotation, targets
+from keystore.sync.downloads import downloaded
+from keystore.sync.folder import Folder
+from keystore.sync.objects import ObjectStorage
+from keystore.sync.repository import Publisher
+from keystore.sync.storage import storage_of
+from tests.buckets import S3Server
+from tests.failures import copy, reaching, said
+from tests.proxy import WebProxy
+
+
+class Site:
+    """A store that publishes to a bucket, with a replica that pulls from it."""
+
+    def __init__(self, store: Store, url: str, folder: Path) -> None:
+        self.store, self.url, self.folder = store, url, folder
+        self.keys, self.replica = folder / "keys", folder / "replica.db"
+        self.root = repository.create(storage_of(url), self.keys).read_bytes()
+        self.publish()
+
+    def publish(self, path: Path | None = None, keys: Path | None = None) -> None:
+        with open_store(path or self.store.file.path) as file:
+            targets.sync(file, self.url, keys=keys or self.keys)
+
+    def replicate(self, name: str = "replica.db", url: str | None = None) -> Path:
+        path = self.folder / name
+        targets.replicate(url or self.url, path, root=self.root)
+        return path
+
+    def pull(self, path: Path | None = None) -> None:
+        with open_store(path or self.replica) as file:
+            targets.sync(file)
+
+    def same(self, path: Path | None = None) -> bool:
+        with open_store(path or self.replica) as file:
+            return digest.digest_store(file) == digest.digest_store(self.store.file)
+
+
+@pytest.fixture
+def site(s3: S3Server, store: Store, tmp_path: Path) -> Site:
+    return Site(store, s3.new_url(), tmp_path)
+
+
+def grow(store: Store) -> None:
+    """Make the snapshot some megabytes that do not compress."""
+    with store.file.write() as conn:
+        conn.execute("UPDATE Accounts SET metadata = json_object('x', hex(randomblob(3000000)))")
+
+
+# -- what a bucket does ------------------------------------------------------------------------
+
+
+def test_a_bucket_serves_every_command(s3: S3Server, tmp_path: Path) -> None:
+    url, db, edge = s3.new_url(), str(tmp_path / "origin.db"), str(tmp_path / "edge.db")
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(main, list(arguments), env={"KEYSTORE_DB": db})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    run("init")
+    run("plan", "add", "free")
+    assert f"Made repository {url}." in run("repo", "create", url)
+    run("sync", url)
+    run("replicate", url, edge, "--root", f"{db}.keys/root.json")
+    for index in range(20):  # segments are merged, snapshots replaced
+        run("plan", "add", f"plan {index}")
+        run("sync")
+    run("repo", "rotate", url, "--online", "--root")
+    run("repo", "renew", url)
+    run("plan", "add", "last")
+    run("sync")
+    run("repo", "gc", url)
+    run("sync", "--db", edge)
+    assert "Nothing differs" in run("verify", url)
+    assert "1 root, 1 online" in run("repo", "info", url)
+    with Store.open(Path(db)) as origin, open_store(Path(edge)) as replica:
+        assert digest.digest_store(origin.file) == digest.digest_store(replica)
+
+
+def test_garbage_is_removed_from_a_bucket_and_what_is_in_use_stays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_of(site.url)
+    assert storage.create("targets/left-behind", b"x")
+    monkeypatch.setattr(repository, "RETENTION", timedelta(seconds=-1))
+    removed, _ = Publisher(storage, site.keys).collect()
+    assert removed == ["targets/left-behind"]
+    assert not storage.has("targets/left-behind")
+    site.replicate()
+    assert site.same()
+
+
+def test_one_bucket_is_read_as_a_bucket_and_over_plain_http(
+    seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    seaweedfs_server.admit(monkeypatch)
+    site = Site(store, seaweedfs_server.new_url(), tmp_path)
+    site.replicate()
+    over_http = seaweedfs_server.endpoint + site.url.removeprefix("s3:/")
+    site.replicate("http.db", over_http)
+    store.add_plan("later")
+    site.publish()
+    for path in (site.replica, tmp_path / "http.db"):
+        site.pull(path)
+        assert site.same(path)
+
+
+def test_a_bucket_that_anybody_may_read_needs_no_credentials(
+    seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    seaweedfs_server.admit(monkeypatch)
+    site = Site(store, seaweedfs_server.new_url(), tmp_path)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    site.replicate()
+    assert site.same()
+
+
+def test_a_slash_at_the_end_makes_no_other_target(site: Site) -> None:
+    site.replicate()
+    with open_store(site.replica) as file:
+        targets.sync(file, site.url + "/")
+    with Store.open(site.replica) as replica:
+        assert [target.url for target in replica.status().targets] == [site.url]
+
+
+# -- two publishers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["publish.files", "publish.metadata"])
+def test_of_two_publishers_that_race_one_wins_and_the_other_is_fenced(
+    site: Site, step: str
+) -> None:
+    """Two copies of a store, as a failover that went wrong leaves them."""
+    twin = copy(site.store.file.path, "twin.db")
+    keys = site.keys.with_name("twin.keys")
+    shutil.copytree(site.keys, keys)
+    with Store.open(twin) as other:
+        other.add_plan("of the twin")
+    site.store.add_plan("of the first")
+    meeting = threading.Barrier(2, timeout=30)
+
+    def outcome(publish: Callable[[], None]) -> KeystoreError | None:
+        try:
+            publish()
+        except KeystoreError as error:
+            return error
+        return None
+
+    def act(reached: str) -> None:
+        if reached == step:
+            meeting.wait()
+
+    publishers = [functools.partial(site.publish), functools.partial(site.publish, twin, keys)]
+    with reaching(act), ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(outcome, publishers))
+    assert sorted(type(error) for error in found if error) == [FencedPublisherError]
+    (fenced,) = [error for error in found if error]
+    assert fenced.code == "fenced_publisher"
+    said(fenced)
+    site.replicate()
+    with Store.open(site.replica) as replica:
+        won = "of the first" if found[0] is None else "of the twin"
+        assert {plan.name for plan in replica.plans()} == {"free", won}
+    # The winner goes on; the other is told now that it is another copy, and how to go on.
+    winner, loser = publishers if found[0] is None else publishers[::-1]
+    winner()
+    with pytest.raises(ForkedStoreError, match="--reconcile"):
+        loser()
+    site.pull()
+
+
+def test_two_processes_that_publish_one_store_wait_for_each_other(site: Site) -> None:
+    """Not fenced: the second would have replaced the token that the first had noted."""
+    first_is_in, second_has_begun = threading.Event(), threading.Event()
+
+    def act(reached: str) -> None:
+        if reached == "push.begin" and first_is_in.is_set():
+            second_has_begun.set()
+        if reached == "push.pending" and not first_is_in.is_set():
+            first_is_in.set()
+            assert second_has_begun.wait(30)
+
+    site.store.add_plan("new")
+    with reaching(act), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(site.publish)
+        assert first_is_in.wait(30)
+        second = pool.submit(site.publish)
+        first.result(60)
+        second.result(60)
+    site.publish()
+    site.replicate()
+    assert site.same()
+
+
+def test_a_copy_of_the_store_is_told_apart_from_a_race(site: Site) -> None:
+    twin = copy(site.store.file.path, "twin.db")
+    site.store.add_plan("new")
+    site.publish()
+    with pytest.raises(ForkedStoreError):
+        site.publish(twin)
+    site.publish()
+
+
+def test_readers_see_whole_states_while_publications_go_on(site: Site) -> None:
+    site.replicate()
+    with open_store(site.replica) as file:
+        seen = [file.info().as_of_change or 0]
+    published = []
+
+    def publish() -> None:
+        for index in range(25):
+            with Store.open(site.store.file.path) as store:
+                store.add_plan(f"left {index}")
+                store.add_plan(f"right {index}")
+            site.publish()
+            published.append(index)
+
+    with ThreadPoolExecutor(1) as pool:
+        publisher = pool.submit(publish)
+        while not publisher.done():
+            site.pull()
+            with Store.open(site.replica) as replica:
+                names = {plan.name for plan in replica.plans()} - {"free"}
+                seen.append(replica.file.info().as_of_change or 0)
+            assert sum(name.startswith("left") for name in names) * 2 == len(names)
+        publisher.result()
+    assert len(published) == 25
+    assert seen == sorted(seen)
+    site.pull()
+    assert site.same()
+
+
+# -- answers that are lost ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["timestamp.json", "2.targets.json"])
+def test_a_write_whose_answer_is_lost_is_not_taken_for_somebody_elses(
+    s3: S3Server, site: Site, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WebProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        site.store.add_plan("new")
+        proxy.commit = f"PUT /{site.url.removeprefix('s3://')}/metadata/{name} ".encode()
+        proxy.lose_commit, proxy.recovers = 1, True
+        try:
+            site.publish()
+        except TargetUnavailableError as error:
+            said(error)
+        assert proxy.lose_commit == 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    site.publish()
+    site.replicate()
+    assert site.same()
+
+
+def test_a_conditional_write_that_met_itself_counts_as_done(site: Site) -> None:
+    storage = storage_of(site.url)
+    assert storage.create("metadata/9.targets.json", b"ours")
+    assert storage.create("metadata/9.targets.json", b"ours")
+    assert not storage.create("metadata/9.targets.json", b"theirs")
+    found = storage.read("metadata/9.targets.json")
+    assert found is not None
+    assert storage.replace("metadata/9.targets.json", b"new", found[1])
+    assert storage.replace("metadata/9.targets.json", b"new", found[1])
+    assert not storage.replace("metadata/9.targets.json", b"newer", found[1])
+
+
+def test_a_server_that_goes_away_in_the_middle_costs_only_the_rest(
+    s3: S3Server, site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site.replicate()
+    grow(site.store)
+    site.publish()
+    with WebProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.cut_at = 2_500_000
+        with pytest.raises(TargetUnavailableError) as caught:
+            site.pull()
+    assert "\n" not in said(caught.value)
+    with WebProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        site.pull()
+        assert proxy.passed < 2_500_000
+    assert site.same()
+
+
+def test_a_publisher_that_loses_the_server_goes_on_later(
+    s3: S3Server, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(site.store)
+    with WebProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.cut_at = 1_000_000
+        with pytest.raises(TargetUnavailableError) as caught:
+            site.publish()
+    said(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    site.publish()
+    site.replicate()
+    assert site.same()
+
+
+def test_a_silent_server_is_given_up(
+    s3: S3Server, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.replicate()
+    monkeypatch.setattr(objects, "_CLIENT", objects._CLIENT | {"read_timeout": "200ms"})
+    with WebProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.stall()
+        with pytest.raises(TargetUnavailableError, match="TimedOut"):
+            site.pull()
+
+
+# -- what is wrong is said ---------------------------------------------------------------------
+
+
+def test_a_store_without_conditional_writes_is_refused(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    moto_server.admit(monkeypatch)
+    for header in (b"if-none-match", b"if-match"):
+        with WebProxy(moto_server.endpoint) as proxy:
+            proxy.replacements = {header: b"x" * len(header)}
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            storage = storage_of(moto_server.new_url())
+            with pytest.raises(UnsupportedTargetError, match="conditional writes"):
+                repository.create(storage, tmp_path / "keys")
+            assert list(storage.names()) == []
+            assert not (tmp_path / "keys").exists()
+
+
+def test_a_repository_leaves_nothing_of_the_trial(s3: S3Server, tmp_path: Path) -> None:
+    storage = storage_of(s3.new_url())
+    repository.create(storage, tmp_path / "keys")
+    assert list(storage.names()) == ["metadata/1.root.json"]
+
+
+@pytest.mark.parametrize("user", ["reader", "getter", "nobody"])
+def test_who_may_not_write_is_told_and_no_key_is_left(
+    seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str
+) -> None:
+    seaweedfs_server.admit(monkeypatch, user)
+    with pytest.raises(TargetUnavailableError, match="refuses access") as caught:
+        repository.create(storage_of(seaweedfs_server.new_url()), tmp_path / "keys")
+    assert "<" not in said(caught.value)
+    assert user.upper() not in str(caught.value)
+    assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize("user", ["reader", "getter"])
+def test_a_reader_needs_no_right_to_list(
+    seaweedfs_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    tmp_path: Path,
+    user: str,
+) -> None:
+    seaweedfs_server.admit(monkeypatch)
+    site = Site(store, seaweedfs_server.new_url(), tmp_path)
+    seaweedfs_server.admit(monkeypatch, user)
+    site.replicate()
+    assert site.same()
+
+
+def test_a_wrong_secret_is_told_and_not_shown(
+    seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    seaweedfs_server.admit(monkeypatch)
+    site = Site(store, seaweedfs_server.new_url(), tmp_path)
+    site.replicate()
+    seaweedfs_server.admit(monkeypatch, AWS_SECRET_ACCESS_KEY="not-the-secret")
+    for use in (site.publish, site.pull):
+        with pytest.raises(TargetUnavailableError, match="SignatureDoesNotMatch") as caught:
+            use()
+        assert "AWS_ACCESS_KEY_ID" in said(caught.value)
+        assert "not-the-secret" not in str(caught.value)
+
+
+def test_a_missing_bucket_is_told(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    moto_server.admit(monkeypatch)
+    with pytest.raises(TargetNotReadyError, match="no such bucket"):
+        repository.create(storage_of("s3://nothing-here/keys"), tmp_path / "keys")
+    root = repository.create(Folder(tmp_path / "other"), tmp_path / "keys").read_bytes()
+    with pytest.raises(TargetNotReadyError, match="no such bucket"):
+        targets.replicate("s3://nothing-here/keys", tmp_path / "edge.db", root=root)
+
+
+def test_missing_credentials_end_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The client asks the machine for a role; where there is none, that is what is said."""
+    S3Server("none", "http://127.0.0.1:9", 0).admit(monkeypatch)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(TargetUnavailableError, match="no credentials: AWS_ACCESS_KEY_ID") as caught:
+        storage_of("s3://bucket/keys").read("metadata/1.root.json")
+    said(caught.value)
+
+
+def test_half_of_the_credentials_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    S3Server("none", "http://127.0.0.1:9", 0).admit(monkeypatch)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InvalidInputError, match="Missing SecretAccessKey"):
+        storage_of("s3://bucket/keys")
+
+
+def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    S3Server("none", "http://127.0.0.1:9", 0).admit(monkeypatch)
+    with pytest.raises(TargetUnavailableError, match="Connection refused") as caught:
+        storage_of("s3://bucket/keys").read("metadata/1.root.json")
+    assert "127.0.0.1" not in said(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://x", "http://", "http://a b", "https://u@h"])
+def test_an_endpoint_that_is_none_is_refused(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(InvalidInputError, match="AWS_ENDPOINT_URL"):
+        storage_of("s3://bucket/keys")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://", "s3:///keys", "s3://a b/c", "s3://bucket/keys?x=1", "http://", "http://h/p?signed=x"],
+)
+def test_an_url_that_names_no_place_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError):
+        storage_of(url)
+
+
+def test_a_key_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        with targets.opened("s3://user:geheim@bucket/keys"):
+            pass
+    assert "geheim" not in str(caught.value)
+
+
+# -- what AWS does otherwise -------------------------------------------------------------------
+
+
+class _LikeAws(http.server.SimpleHTTPRequestHandler):
+    """Says 403 of what is missing, as S3 does to who may not list; knows no ranges."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        if code != 404:
+            super().send_error(code, message, explain)
+            return
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def like_aws(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_LikeAws, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_bucket_that_says_403_of_what_is_missing_is_read(
+    store: Store, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = (tmp_path / "site/bucket/keys").as_uri()
+    root = repository.create(storage_of(url), tmp_path / "keys").read_bytes()
+    targets.sync(store.file, url, keys=tmp_path / "keys")
+    rotation.rotate(storage_of(url), tmp_path / "keys", root_key=None, online=True, root=True)
+    with like_aws(tmp_path / "site") as endpoint:
+        S3Server("like AWS", endpoint, 0).admit(monkeypatch, AWS_SKIP_SIGNATURE="true")
+        place = "s3://bucket/keys" if kind == "s3" else f"{endpoint}/bucket/keys"
+        targets.replicate(place, tmp_path / "edge.db", root=root)
+        assert repository.Repository(storage_of(place), root).read().stamp is not None
+        elsewhere = place.replace("/keys", "/others")
+        with pytest.raises(TargetUnavailableError, match="refuses access"):
+            targets.replicate(elsewhere, tmp_path / "other.db", root=root)
+        with pytest.raises(TargetUnavailableError, match="refuses access"):
+            storage_of(elsewhere).read("metadata/1.root.json")
+        storage = ObjectStorage(place)
+        assert storage.read("metadata/1.root.json") is not None
+        with pytest.raises(TargetNotReadyError):
+            list(storage.chunks("targets/none"))
+    with open_store(tmp_path / "edge.db") as file:
+        assert digest.digest_store(file) == digest.digest_store(store.file)
+
+
+def test_a_server_without_ranges_is_read_on_from_where_it_ended(
+    store: Store, tmp_path: Path
+) -> None:
+    url = (tmp_path / "site").as_uri()
+    keys = tmp_path / "keys"
+    repository.create(storage_of(url), keys)
+    targets.sync(store.file, url, keys=keys)
+    published = Publisher(storage_of(url), keys).read().targets["snapshot.sqlite.zst"]
+    whole = (tmp_path / "site" / repository.file_name(published)).read_bytes()
+    (tmp_path / f"{published.hashes['sha256']}.part").write_bytes(whole[:1000])
+    with (
+        like_aws(tmp_path / "site") as endpoint,
+        downloaded(storage_of(endpoint), published, tmp_path) as file,
+    ):
+        file.seek(0)
+        assert file.read() == whole
+
+
+def test_metadata_that_would_fill_the_memory_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big").write_bytes(b"x" * 1001)
+    monkeypatch.setattr(objects, "_MAX_READ", 1000)
+    with like_aws(tmp_path) as endpoint, pytest.raises(OversizedFileError):
+        storage_of(endpoint).read("big")
