@@ -75,7 +75,7 @@ class S3Server:
         )
         # (a client for objects has no word for it: it is a PUT on the bucket's name)
         url = obstore.sign(store, "PUT", "", timedelta(minutes=1))
-        with _DIRECT.open(Request(url, method="PUT"), timeout=30):
+        with _DIRECT.open(Request(url, method="PUT"), timeout=30):  # noqa: S310 - ours
             pass
 
 
@@ -88,19 +88,21 @@ def free_ports(count: int) -> list[int]:
         return [int(item.getsockname()[1]) for item in sockets]
 
 
-def answers(url: str) -> bool:
-    """Whether a web server answers at all, and not that it is not ready."""
+def answers(url: str, below: int = 500) -> bool:
+    """Whether a web server answers, with a status ``below``."""
     try:
         with _DIRECT.open(url, timeout=5):
             return True
     except URLError as error:
-        return getattr(error, "code", 503) < 500
+        return getattr(error, "code", below) < below
     except OSError:
         return False
 
 
 @contextmanager
-def running(command: list[str], url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], url: str, folder: Path, below: int = 500
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; wait until it answers.
 
     Raises:
@@ -114,7 +116,7 @@ def running(command: list[str], url: str, folder: Path) -> Iterator[subprocess.P
         )
     try:
         deadline = time.monotonic() + 60
-        while not answers(url):
+        while not answers(url, below):
             assert process.poll() is None, log.read_text(errors="replace")[-2000:]
             assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
             time.sleep(0.05)
@@ -153,7 +155,8 @@ def seaweedfs() -> Iterator[S3Server]:
         for name, actions in USERS.items()
     ] + [{"name": "anonymous", "actions": ["Read"]}]
     services = ("master", "volume", "filer", "s3")
-    ports = dict(zip([f"{s}.{p}" for s in services for p in ("port", "port.grpc")], free_ports(8)))
+    names = [f"{service}.{port}" for service in services for port in ("port", "port.grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     folder = Path(tempfile.mkdtemp(prefix="keystore-weed-"))
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     command = [

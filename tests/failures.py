@@ -36,6 +36,15 @@ def record(file: StoreFile, amount: int) -> int:
     return amount
 
 
+def grow(store: Store) -> None:
+    """Write three megabytes that do not compress."""
+    with store.file.write() as conn:
+        conn.execute(
+            "INSERT INTO APIKeyStatuses (name, description)"
+            " VALUES ('big', hex(randomblob(3000000)))"
+        )
+
+
 def push(
     store: Store, target: MemoryHub | PostgresHub, url: str = "hub:", *, reconcile: bool = False
 ) -> Report:

@@ -48,7 +48,7 @@ class Proxy:
         plain = {"sslmode": "disable", "gssencmode": "disable"}
         info = conninfo_to_dict(make_conninfo("", **(given | plain)))
         query = "&".join(f"{name}={info[name]}" for name in plain)
-        return f"postgresql://{info['user']}@127.0.0.1:{port}/{info['dbname']}?{query}"
+        return f"postgresql://{info['user']}@127.0.0.1:{self.port}/{info['dbname']}?{query}"
 
     def stall(self) -> None:
         """Pass nothing on any more, and keep all connections open."""

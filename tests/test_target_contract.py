@@ -25,7 +25,6 @@ from keystore.sync.postgres import PostgresHub
 from keystore.sync.protocols import Origin, Sink, Source, everything
 from keystore.sync.storage import storage_of
 from keystore.tables import BY_NAME, TRACKED
-from tests.buckets import S3Server
 from tests.conftest import NewStore
 
 ORIGIN = Origin(
@@ -91,7 +90,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
             if kind == "files":
                 url = (tmp_path / "repository").as_uri()
             else:
-                server: S3Server = request.getfixturevalue(f"{kind}_server")
+                server = request.getfixturevalue(f"{kind}_server")
                 server.admit(request.getfixturevalue("monkeypatch"))
                 url = server.new_url()
             root = repository.create(storage_of(url), keys).read_bytes()
