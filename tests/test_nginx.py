@@ -152,7 +152,7 @@ def test_only_what_readers_need_is_served_and_caches_are_told(site: Site, tmp_pa
         "metadata/1.targets.json",
         target,
     ]
-    assert set(found.values()) == {"public, max-age=31536000, immutable"}
+    assert set(found.values()) == {"max-age=31536000, immutable"}
 
 
 def test_publishing_over_http_is_refused(site: Site) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
 import pytest
 from click.testing import CliRunner
@@ -138,6 +139,22 @@ def test_a_bucket_that_anybody_may_read_needs_no_credentials(
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     site.replicate()
     assert site.same()
+
+
+def test_caches_in_front_of_a_bucket_are_told_what_never_changes(
+    seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    seaweedfs_server.admit(monkeypatch)
+    site = Site(store, seaweedfs_server.new_url(), tmp_path)
+    over_http = seaweedfs_server.endpoint + site.url.removeprefix("s3:/")
+    opener = build_opener(ProxyHandler({}))
+    found = {}
+    for name in storage_of(site.url).names():
+        with opener.open(f"{over_http}/{name}", timeout=30) as answer:
+            found[name] = answer.headers["Cache-Control"]
+    assert found.pop("metadata/timestamp.json") == "no-cache"
+    assert len(found) == 4
+    assert set(found.values()) == {"max-age=31536000, immutable"}
 
 
 def test_a_slash_at_the_end_makes_no_other_target(site: Site) -> None:

@@ -56,6 +56,7 @@ _CAUSES = (
     re.compile(r"InvalidCertificate\(\s*(\w+)"),
     re.compile(r"source: (TimedOut)"),
 )
+_WRITTEN_ONCE = re.compile(r"metadata/\d+\..*|targets/.*")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
 _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
@@ -80,7 +81,7 @@ class ObjectStorage:
 
     def prepare(self) -> None:
         """Try whether two publishers would be kept apart here."""
-        name = f"probe-{uuid.uuid4()}"
+        name = f"metadata/probe-{uuid.uuid4()}"  # (`gc` finds what a killed one leaves)
         stale = f'"{"0" * 32}"'
         try:
             is_fenced = (
@@ -156,7 +157,7 @@ class ObjectStorage:
         """Upload a file."""
         try:
             with self._errors():
-                obstore.put(self._writable(), name, source)
+                obstore.put(self._writable(), name, source, attributes=_cached(name))
         except _MISSING as error:
             raise self._no_bucket() from error
 
@@ -192,7 +193,14 @@ class ObjectStorage:
     def _put_if(self, mode: Any, name: str, data: bytes) -> bool:
         try:
             with self._errors():
-                obstore.put(self._writable(), name, data, mode=mode, use_multipart=False)
+                obstore.put(
+                    self._writable(),
+                    name,
+                    data,
+                    mode=mode,
+                    attributes=_cached(name),
+                    use_multipart=False,
+                )
         except (*_TAKEN, *_MISSING):
             # The answer to a first attempt may be lost, and what is in the way our own.
             found = self.read(name)
@@ -286,6 +294,12 @@ def _web_server(url: str, parts: SplitResult) -> HTTPStore:
         raise ValueError("it is no plain URL of a server and a path")
     client = _CLIENT | {"allow_http": parts.scheme == "http"}
     return HTTPStore(url, client_options=client, retry_config=_RETRY)
+
+
+def _cached(name: str) -> Any:
+    """Tell the caches in front of a bucket how long an object is good for."""
+    is_for_good = _WRITTEN_ONCE.fullmatch(name)
+    return {"Cache-Control": "max-age=31536000, immutable" if is_for_good else "no-cache"}
 
 
 def _skipped(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
