@@ -160,10 +160,9 @@ def _is_current(fetcher: StorageFetcher, folder: Path) -> bool:
     held = folder / "timestamp.json"
     if not held.exists() or not (folder / "targets.json").exists():
         return False
-    try:
-        data = fetcher.download_bytes(f"{BASE_URL}metadata/timestamp.json", _MAX_TIMESTAMP)
-    except exceptions.DownloadLengthMismatchError:
-        return False
+    url = f"{BASE_URL}metadata/timestamp.json"
+    data = fetcher.download_bytes(url, _MAX_TIMESTAMP)
+    fetcher.fetched[url] = data  # so that the refresh need not ask again
     timestamp, root = _read(held), _read(_newest_root(folder))
     return data == held.read_bytes() and not timestamp.is_expired() and not root.is_expired()
 
