@@ -21,6 +21,8 @@ class Reason(StrEnum):
     ACCOUNT_INACTIVE = "account_inactive"
     STALE = "stale"
     """The data are older than the key's plan allows: not "no", but "not now"."""
+    OFFLINE = "offline"
+    """The signatures of a replica's data have expired, and the grace after that is over."""
     NOT_SYNCED = "not_synced"
     """A replica that has never pulled knows nothing."""
     UNAVAILABLE = "unavailable"
@@ -32,7 +34,7 @@ class Reason(StrEnum):
         return self in _NOT_NOW
 
 
-_NOT_NOW = frozenset({Reason.STALE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
+_NOT_NOW = frozenset({Reason.STALE, Reason.OFFLINE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
 
 
 Network = IPv4Network | IPv6Network
@@ -42,13 +44,21 @@ Network = IPv4Network | IPv6Network
 class Freshness:
     """How current the data were: they are the origin's as of a change and a time.
 
-    ``age_seconds`` is 0 at an origin. If this machine's clock is behind the origin's by more than
-    a minute, it is the difference: one of the two is wrong by so much.
+    ``age_seconds`` is 0 at an origin. If this machine's clock is behind the origin's, or behind
+    what it has shown itself, by more than a minute, it is at least the difference.
+
+    Data from signed files may be used until ``usable_until`` (UTC text): until their signatures
+    expire (``valid_until``), and for a grace after that. ``is_in_grace`` says that they have
+    expired, ``is_over`` that the grace has ended, too. Other data have no such end.
     """
 
     as_of_change: int
     as_of_at: str | None
     age_seconds: float
+    valid_until: str | None = None
+    usable_until: str | None = None
+    is_in_grace: bool = False
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,8 @@ def decide(entry: Entry, now: float, freshness: Freshness, ip: str | None = None
         reason = Reason.ACCOUNT_INACTIVE
     elif entry.networks is not None and not _is_within(ip, entry.networks):
         reason = Reason.NETWORK
+    elif freshness.is_over:
+        reason = Reason.OFFLINE
     elif bound is not None and freshness.age_seconds > bound and entry.stale_action != "allow":
         reason = Reason.STALE
     return Decision(

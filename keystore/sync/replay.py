@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from keystore import migrate, sql
+from keystore import clock, migrate, sql
 from keystore.db import StoreFile, scalar
 from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetError
 from keystore.failpoint import reached
@@ -30,6 +30,9 @@ _Q = sql.named("sync")
 def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress = nobody) -> int:
     """Bring the replica to the state of ``pull``; return how many records were written or deleted.
 
+    A cut at the very change that the replica has, but as of an earlier time, says nothing new:
+    what is held stays, how long it may be used included.
+
     Raises:
         StaleTargetError: the cut is older than what the replica has.
         IncompleteStateError: the pages do not add up to the announced counts, or contradict
@@ -41,12 +44,19 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
             f"this replica has {file.info().as_of_change} already.",
             hint="Push from the origin to that target first; nothing was changed here.",
         )
+    if _is_held(file, pull):
+        with file.write() as conn:
+            _acknowledge("acknowledge_same", conn, pull, target_id)
+        return 0
     with _rows_fit(file), _room_to_stage(file.conn):
         conn, written = file.conn, 0
         _stage(file, pull, on_progress)
         reached("pull.staged")
         with file.write():
-            if not _is_older(file, pull):  # unless another process has pulled meanwhile
+            # unless another process has pulled meanwhile
+            if _is_held(file, pull):
+                _acknowledge("acknowledge_same", conn, pull, target_id)
+            elif not _is_older(file, pull):
                 conn.execute(_Q["begin_replay"])
                 written = _apply(file, pull)
                 for table in TRACKED:
@@ -88,6 +98,16 @@ def fill_draft(
 def _is_older(file: StoreFile, pull: Pull) -> bool:
     held = file.info().as_of_change
     return held is not None and pull.as_of_change < held
+
+
+def _is_held(file: StoreFile, pull: Pull) -> bool:
+    """Whether the replica has these rows as of a later time."""
+    held = file.info()
+    return (
+        held.as_of_change == pull.as_of_change
+        and held.origin_incarnation == pull.origin.incarnation
+        and (held.as_of_at or "") > pull.as_of_at
+    )
 
 
 @contextmanager
@@ -133,11 +153,14 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
             "origin_incarnation": pull.origin.incarnation,
             "valid_until": pull.valid_until,
             "max_offline_seconds": pull.max_offline_seconds,
+            "now": clock.utc_text(),
         },
     )
-    conn.execute(
-        _Q["acknowledge_pull"], {"source_state": pull.source_state, "target_id": target_id}
-    )
+    _acknowledge("acknowledge_pull", conn, pull, target_id)
+
+
+def _acknowledge(name: str, conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
+    conn.execute(_Q[name], {"source_state": pull.source_state, "target_id": target_id})
 
 
 def _expected(pull: Pull) -> int | None:
