@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from keystore import clock, sql
 from keystore.db import StoreInfo
-from keystore.edge.decision import Freshness
+from keystore.edge.decision import Freshness, Limit
 from keystore.errors import DamagedStoreError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class ClockGuard:
         self._info: StoreInfo | None = None
         self._since: float | None = None
         self._as_of = (0, "")
+        self._valid_until = self._usable_until = math.inf
+        self._limits: tuple[Limit | None, ...] = (None, None, None)
         self._lead = -math.inf  # this time is the monotonic clock's and so much
         self._retry_at = -math.inf
         self.mark_due = math.inf
@@ -52,12 +54,17 @@ class ClockGuard:
             # None at an origin, and at a replica that has never synced: there is nothing to guard
             since = clock.seconds(info.as_of_at) if info.as_of_at else None
             mark = clock.seconds(info.clock_mark) if info.clock_mark else -math.inf
-            self._valid_until = self._usable_until = math.inf
-            usable_until = None
+            limits: tuple[Limit | None, ...] = (None, None, None)
+            valid_until = usable_until = math.inf
             if info.valid_until is not None:
-                self._valid_until = clock.seconds(info.valid_until)
-                self._usable_until = self._valid_until + (info.max_offline_seconds or 0)
-                usable_until = clock.utc_text(self._usable_until)
+                valid_until = clock.seconds(info.valid_until)
+                usable_until = valid_until + max(0, info.max_offline_seconds or 0)
+                ends = (info.valid_until, clock.utc_text(usable_until))
+                limits = (
+                    Limit(*ends, is_in_grace=False, is_over=False),
+                    Limit(*ends, is_in_grace=True, is_over=False),
+                    Limit(*ends, is_in_grace=False, is_over=True),
+                )
         except (ValueError, TypeError, OverflowError, OSError) as error:  # the CHECKs were off
             raise DamagedStoreError(
                 f"StoreInfo has a time that cannot be read: {error}.", hint="Restore a backup."
@@ -65,7 +72,7 @@ class ClockGuard:
         if as_of > self._as_of:
             self._lead = self._retry_at = -math.inf
         self._info, self._since, self._as_of = info, since, as_of
-        self._ends = (info.valid_until, usable_until)
+        self._valid_until, self._usable_until, self._limits = valid_until, usable_until, limits
         self._lead = max(self._lead, max(mark, since or -math.inf) - time.monotonic())
         self.mark_due = mark + MARK_SECONDS if since else math.inf
 
@@ -93,17 +100,9 @@ class ClockGuard:
         age = max(0.0, now - self._since)
         if behind > CLOCK_TOLERANCE_SECONDS:
             age = max(age, behind)
-        valid_until, usable_until = self._ends
-        is_over = now > self._usable_until
-        return Freshness(
-            self._info.as_of_change or 0,
-            self._info.as_of_at,
-            age,
-            valid_until,
-            usable_until,
-            now > self._valid_until and not is_over,
-            is_over,
-        )
+        # (made beforehand: this is done for every check)
+        limit = self._limits[(now > self._valid_until) + (now > self._usable_until)]
+        return Freshness(self._as_of[0], self._info.as_of_at, age, limit)
 
     def should_mark(self, now: float) -> bool:
         """Whether the mark is so old that it is to be written without any usage."""

@@ -133,6 +133,15 @@ class Validator(db.Closing):
             self._look_for_commits()
             return self._freshness(*self._guard.now())
 
+    def now(self) -> float:
+        """Return the time that this store's keys are judged by, in Unix seconds.
+
+        At a replica that is never less than its clock has shown before, nor than what its data are
+        as of; as far as the last check or :meth:`freshness` knew.
+        """
+        with self._lock:
+            return self._guard.now()[0]
+
     def _flush_patiently(self) -> int:
         if not self._usage.pending:
             return 0
@@ -157,7 +166,8 @@ class Validator(db.Closing):
         entry = self._entry(tokens.hash_token(token))
         if entry is None:
             # past the end it may be a key that is younger than the data
-            reason = Reason.OFFLINE if freshness.is_over else Reason.UNKNOWN
+            is_over = freshness.limit is not None and freshness.limit.is_over
+            reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
             return Decision(allowed=False, reason=reason, freshness=freshness)
         return decide(entry, now, freshness, ip)
 
