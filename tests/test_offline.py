@@ -626,7 +626,6 @@ def test_a_server_tells_each_change_of_state_once(store: Store, tmp_path: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as server:
         try:
             assert server.stderr is not None
@@ -656,7 +655,6 @@ def test_a_server_ends_though_nobody_reads_what_it_tells(store: Store, tmp_path:
         stdout=subprocess.PIPE,
         stderr=writer,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as server:
         try:
             assert server.stdout is not None
