@@ -24,7 +24,7 @@ from keystore.sync import engine, verify
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
 from keystore.sync.protocols import Pull
-from keystore.sync.replay import replay
+from tests.failures import once, reaching
 from tests.test_cli import run
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -255,9 +255,11 @@ def test_a_clock_that_is_set_back_makes_no_data_look_new(edge: Edge, machine: Ma
         assert validator.check(edge.token).reason is Reason.STALE
 
 
+@pytest.mark.parametrize("mark", ["clock_mark", "NULL"])  # a migrated replica has none
 def test_a_clock_that_is_behind_counts_as_an_age_from_the_start(
-    edge: Edge, machine: Machine
+    edge: Edge, machine: Machine, mark: str
 ) -> None:
+    edge.execute(f"UPDATE StoreInfo SET clock_mark = {mark}")
     machine.wall -= 2 * HOUR
     with Validator(edge.path) as validator:
         assert fresh(validator).age_seconds == 2 * HOUR
@@ -315,6 +317,8 @@ def test_the_mark_is_written_with_usage_and_otherwise_every_ten_minutes(
         assert commits_of(check) == 0  # the pull has left one
         machine.wait(599)
         assert commits_of(check) == 0
+        with Validator(edge.path) as started:
+            assert commits_of(lambda: started.check(edge.token, cost=0)) == 0
         machine.wait(1)
         assert commits_of(check) == 1
         assert edge.info.clock_mark == "2026-11-20 12:10:00"
@@ -512,15 +516,32 @@ def test_of_two_pulls_of_one_change_the_later_one_stays(edge: Edge, machine: Mac
 def test_a_pull_that_is_overtaken_by_a_later_one_of_the_same_change_writes_nothing(
     edge: Edge, machine: Machine
 ) -> None:
-    with open_store(edge.path) as file, edge.files.pull(edge.info.origin_id, None) as earlier:
+    held = []
+
+    def overtake() -> None:
         machine.wait(HOUR)
-        later = SignedFiles()
-        engine.push(edge.store.file, later, "later:", Report(""))
-        later.target_id = edge.files.target_id
-        edge.pull(later)
-        held = edge.info
-        replay(file, earlier, edge.files.target_id)
-        assert edge.info == held
+        edge.publish()
+        edge.pull()
+        held.append(edge.info)
+
+    with reaching(once("pull.staged", overtake)):
+        edge.pull()
+    assert [edge.info] == held
+    assert edge.info.as_of_at == "2026-11-20 13:00:00"
+    with open_store(edge.path) as file:
+        states = file.conn.execute("SELECT source_state FROM SyncTargets").fetchall()
+    assert states == [("as of 2026-11-20 13:00:00",)]
+
+
+def test_the_same_change_of_an_origin_that_was_put_back_is_applied_whatever_its_time(
+    edge: Edge,
+) -> None:
+    edge.execute(
+        "UPDATE StoreInfo SET as_of_at = '2026-11-21 00:00:00', origin_incarnation = 'another'"
+    )
+    edge.pull()
+    assert edge.info.as_of_at == "2026-11-20 12:00:00"
+    assert edge.info.origin_incarnation == edge.store.file.info().incarnation
 
 
 @pytest.mark.parametrize("is_hub", [False, True])

@@ -44,19 +44,14 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
             f"this replica has {file.info().as_of_change} already.",
             hint="Push from the origin to that target first; nothing was changed here.",
         )
-    if _is_held(file, pull):
-        with file.write() as conn:
-            _acknowledge("acknowledge_same", conn, pull, target_id)
-        return 0
     with _rows_fit(file), _room_to_stage(file.conn):
         conn, written = file.conn, 0
         _stage(file, pull, on_progress)
         reached("pull.staged")
         with file.write():
-            # unless another process has pulled meanwhile
             if _is_held(file, pull):
                 _acknowledge("acknowledge_same", conn, pull, target_id)
-            elif not _is_older(file, pull):
+            elif not _is_older(file, pull):  # unless another process has pulled meanwhile
                 conn.execute(_Q["begin_replay"])
                 written = _apply(file, pull)
                 for table in TRACKED:
