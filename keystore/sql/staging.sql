@@ -1,19 +1,6 @@
 -- Records on their way, in a scratch database; see keystore.sync.staging.
 -- {table}, {id} and {columns} are filled from keystore.tables.
 
--- name: scratch_on_disk
-PRAGMA temp_store = FILE;
-
--- name: attach
--- A database of its own without a name: it is gone with its last connection, or its process.
-ATTACH '' AS incoming;
-
--- name: scratch_in_memory
-PRAGMA temp_store = MEMORY;
-
--- name: detach
-DETACH incoming;
-
 -- name: create
 CREATE TABLE incoming.{table} ({id} INTEGER PRIMARY KEY, {other_columns});
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from keystore import sql
 from keystore.changelog import PAGE_SIZE, Page
+from keystore.db import scratch
 from keystore.tables import TRACKED, Table
 
 if TYPE_CHECKING:
@@ -24,16 +25,11 @@ def staged(conn: "sqlite3.Connection") -> Iterator["Staging"]:
     A pull of everything stages every row. Temporary tables would be in memory, as ours are, and
     keep theirs for ever; and who follows uses one connection for months.
     """
-    conn.execute(_Q["scratch_on_disk"])
-    conn.execute(_Q["attach"])
-    try:
+    with scratch(conn, "incoming"):
         conn.execute(_Q["create_deleted"])
         for table in TRACKED:
             conn.execute(_fill("create", table))
         yield Staging(conn)
-    finally:
-        conn.execute(_Q["detach"])
-        conn.execute(_Q["scratch_in_memory"])
 
 
 class Staging:
