@@ -30,6 +30,13 @@ STEPS = (
     "check_in.sent",
     "check_in.done",
     "compact.done",
+    "export.noted",
+    "export.drafted",
+    "export.placed",
+    "export.written",
+    "ingest.verified",
+    "ingest.inserted",
+    "ingest.taken",
 )
 """Every step there is, in the order of a sync."""
 
