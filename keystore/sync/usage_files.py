@@ -339,9 +339,7 @@ def _take(file: StoreFile, path: Path, label: str, *, follow: bool) -> Taken:
             new = conn.executemany(_Q["add_received"], values).rowcount
             reached("ingest.inserted")
     reached("ingest.taken")
-    return Taken(
-        label, note.store_id, note.incarnation, note.number, header.count, new, outcome
-    )
+    return Taken(label, note.store_id, note.incarnation, note.number, header.count, new, outcome)
 
 
 def _key(conn: "sqlite3.Connection", fingerprint: str) -> UsageKey:
