@@ -341,6 +341,9 @@ def status(db_path: Path) -> None:
         pairs.append(("origin", info.origin_id))
         pairs.append(("as of", f"change {info.as_of_change}, {age}"))
     pairs.append(("usage", f"{plural(found.usage_total, 'unit')} recorded"))
+    if found.received_rows:
+        rows = plural(found.received_rows, "row")
+        pairs.append(("received", f"{plural(found.received_usage, 'unit')} in files ({rows})"))
     for target in found.targets:
         parts = [f"last sync {target.synced_at or 'never'}"]
         if info.is_origin and not target.usage_only:
