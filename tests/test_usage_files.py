@@ -1026,3 +1026,14 @@ def test_a_file_that_the_store_cannot_take_leaves_nothing_of_itself(shop: Shop) 
             "constraint"
         ]
         assert count(file) == 0
+
+
+def test_an_enrolment_that_is_refused_is_named(shop: Shop) -> None:
+    path = shop.stick / "edge.enrolment"
+    for text in (None, "x", "x" * 100_000):
+        if text:
+            path.write_text(text)
+        said = run("usage", "enroll", str(path), "--db", str(shop.origin))
+        assert said.exit_code == 1
+        assert said.output.startswith(f"keystore: {path}: ")
+        assert len(said.output.splitlines()) == 1

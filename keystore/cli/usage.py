@@ -10,7 +10,7 @@ import click
 
 from keystore.cli.common import plural, printable, show, show_table, store_options
 from keystore.db import open_store
-from keystore.errors import UnsupportedTargetError
+from keystore.errors import UnsupportedTargetError, UsageFileError
 
 if TYPE_CHECKING:
     from keystore.sync.usage_files import Gap
@@ -118,9 +118,13 @@ def enroll(db_path: Path, enrolment: Path, label: str | None) -> None:
     with _files_extra():
         from keystore.sync import usage_keys
         from keystore.sync.usage_place import read
-    data = read(enrolment, _ENROLMENT_BYTES, follow=True)
     with open_store(db_path) as file:
-        added, is_new = usage_keys.enroll(file, data, label)
+        try:
+            data = read(enrolment, _ENROLMENT_BYTES, follow=True)
+            added, is_new = usage_keys.enroll(file, data, label)
+        except UsageFileError as error:
+            error.message = f"{enrolment}: {error.message}"
+            raise
         others = [
             other
             for other in usage_keys.keys(file)

@@ -341,5 +341,7 @@ def _json(value: object) -> bytes:
 
 def _damaged(what: str) -> DamagedUsageFileError:
     return DamagedUsageFileError(
-        f"{what}.", hint="Have the replica write it again: `keystore usage export --again NUMBER`."
+        f"{what}.",
+        hint="Have the replica write it again (`keystore usage export --again NUMBER`, or "
+        "`keystore usage key`).",
     )

@@ -13,10 +13,10 @@ transaction that takes its rows, so a number that is missing was never taken.
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -48,6 +48,8 @@ TEXT_LENGTH = 4 << 20
 """A file gets no more rows once their request ids have so many characters: its lines stay below
 what an origin refuses, even if every one of them must be escaped."""
 SUFFIX = ".usage"
+_COLUMNS = tuple(field.name for field in fields(Usage))
+_TEXT = _COLUMNS.index("request_id")
 
 _Q = sql.named("usage_files")
 
@@ -206,7 +208,7 @@ def _note_next(file: StoreFile, head: int) -> UsageFile | None:
         rows = _rows(conn, after + 1, head)
         if not rows:
             return None
-        first, last = rows[0].usage_id, rows[-1].usage_id
+        first, last = rows[0][0], rows[-1][0]
         draft = UsageFile(info.store_id, info.incarnation, number, first, last, digest="")
         note = replace(draft, digest=_digest(_lines(info.origin_id, draft, rows)))
         conn.execute(_Q["note_file"], {**asdict(note), "is_pending": True})
@@ -233,21 +235,21 @@ def _write(file: StoreFile, note: UsageFile, folder: Path, key: Ed25519PrivateKe
 
 def _rows(
     conn: "sqlite3.Connection", first: int, last: int, *, is_bounded: bool = True
-) -> list[Usage]:
-    """Read rows; as many as a file takes, or all of them."""
+) -> list[tuple[Any, ...]]:
+    """Read rows of the UsageLog; as many as a file takes, or all of them."""
     where = {"first_usage_id": first, "last_usage_id": last, "limit": USAGE_PAGE_SIZE}
     rows, size = [], 0
     # (text that is not UTF-8 travels as U+FFFD, as to a hub)
     with db.any_text(conn):
         for row in conn.execute(_Q["usage_rows"], where if is_bounded else {**where, "limit": -1}):
-            rows.append(Usage(*row))
-            size += len(row[5] or "")
+            rows.append(row)
+            size += len(row[_TEXT] or "")
             if is_bounded and size >= TEXT_LENGTH:
                 break
     return rows
 
 
-def _lines(origin_id: str, note: UsageFile, rows: Sequence[Usage]) -> bytes:
+def _lines(origin_id: str, note: UsageFile, rows: Sequence[tuple[Any, ...]]) -> bytes:
     header = envelope.Header(
         store_id=note.store_id,
         incarnation=note.incarnation,
@@ -257,7 +259,8 @@ def _lines(origin_id: str, note: UsageFile, rows: Sequence[Usage]) -> bytes:
         last_usage_id=note.last_usage_id,
         count=len(rows),
     )
-    return b"".join(map(envelope.line, (header.model_dump(), *map(asdict, rows))))
+    named = (dict(zip(_COLUMNS, row, strict=True)) for row in rows)
+    return b"".join(map(envelope.line, (header.model_dump(), *named)))
 
 
 def _digest(lines: bytes) -> str:

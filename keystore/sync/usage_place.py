@@ -35,14 +35,15 @@ def place(path: Path, data: bytes) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except FileExistsError:
-        if path.is_symlink() or not path.is_file() or path.read_bytes() != data:
+        if not _holds(path, data):
             raise AlreadyExistsError(
                 f"{path}: something else is there already.",
                 hint="Move it away, or choose another place; nothing is ever overwritten.",
             ) from None
     except OSError as error:
         raise TargetUnavailableError(
-            f"{path}: {error.strerror}.", hint="Nothing is lost; make room there, and try again."
+            f"{path}: {error.strerror or error}.",
+            hint="Nothing is lost; check the folder and its room, then try again.",
         ) from error
 
 
@@ -82,6 +83,13 @@ def _read(descriptor: int, limit: int) -> bytes:
             f"it has more than {limit} bytes.", hint="No replica writes such files."
         )
     return data
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read(path, len(data), follow=False) == data
+    except (UnreadableUsageFileError, LargeUsageFileError):
+        return False
 
 
 def _unreadable(why: str) -> UnreadableUsageFileError:
