@@ -18,6 +18,7 @@ from keystore.cli import (
     repo,
     statuses,
     sync,
+    usage,
     verify,
 )
 from keystore.cli.common import KeystoreGroup
@@ -41,6 +42,20 @@ def main() -> None:
     """
 
 
-for module in (admin, keys, statuses, bulk, edge, sync, repo, hub, fleet, verify, care, legacy):
+for module in (
+    admin,
+    keys,
+    statuses,
+    bulk,
+    edge,
+    sync,
+    repo,
+    hub,
+    fleet,
+    verify,
+    usage,
+    care,
+    legacy,
+):
     for command in module.COMMANDS:
         main.add_command(command)
