@@ -6,7 +6,20 @@ Exit codes: 0 for success (and "allowed"), 2 for wrong usage, 1 for everything e
 import click
 
 from keystore._version import __version__
-from keystore.cli import admin, bulk, care, edge, fleet, hub, keys, legacy, statuses, sync, verify
+from keystore.cli import (
+    admin,
+    bulk,
+    care,
+    edge,
+    export,
+    fleet,
+    hub,
+    keys,
+    legacy,
+    statuses,
+    sync,
+    verify,
+)
 from keystore.cli.common import KeystoreGroup
 
 
@@ -28,6 +41,6 @@ def main() -> None:
     """
 
 
-for module in (admin, keys, statuses, bulk, edge, sync, hub, fleet, verify, care, legacy):
+for module in (admin, keys, statuses, bulk, edge, sync, hub, fleet, verify, care, export, legacy):
     for command in module.COMMANDS:
         main.add_command(command)
