@@ -167,28 +167,27 @@ def _standard_output() -> Iterator[IO[bytes]]:
     """
     if sys.stdout is None:
         raise KeystoreError("standard output is closed.", hint="Name a file with --output.")
-    folder = Path(tempfile.gettempdir())
-    with tempfile.TemporaryFile() as scratch:
-        with _says_full(folder, "Make room, name another folder by TMPDIR, or use --output FILE."):
-            yield scratch
-            scratch.seek(0)
-        if sys.stdout.isatty():
-            for line in scratch:  # any client may have stored what moves a terminal's cursor
-                click.echo(printable(line.decode().rstrip("\r\n")))
-        else:
-            out = sys.stdout.buffer
-            shutil.copyfileobj(scratch, out)
-            out.flush()
+    room = "Make room, name another folder by TMPDIR, or use --output FILE."
+    with _says_full(tempfile.gettempdir(), room), tempfile.TemporaryFile() as scratch:
+        yield scratch
+        scratch.seek(0)
+        with _says_full("standard output", "Make room, then try again."):
+            if sys.stdout.isatty():
+                for line in scratch:  # any client may have stored what moves a terminal's cursor
+                    click.echo(printable(line.decode().rstrip("\r\n")))
+            else:
+                shutil.copyfileobj(scratch, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _says_full(folder: Path, hint: str) -> Iterator[None]:
+def _says_full(where: Path | str, hint: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise DiskFullError(f"{folder}: there is no room left on the disk.", hint=hint) from error
+        raise DiskFullError(f"{where}: there is no room left on the disk.", hint=hint) from error
 
 
 COMMANDS: tuple[click.Command, ...] = (export,)
