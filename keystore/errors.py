@@ -77,7 +77,7 @@ class ConstraintError(KeystoreError):
 
 
 class CompactedLogError(KeystoreError):
-    """The ChangeLog no longer tells what a push that was under way still had to read."""
+    """The ChangeLog no longer tells what a push under way, or an export, still had to read."""
 
     code = "compacted_log"
 
