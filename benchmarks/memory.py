@@ -8,6 +8,9 @@ from tempfile import TemporaryDirectory
 from benchmarks import samples
 from benchmarks.harness import Row, main
 from benchmarks.hubs import FreshHub
+from keystore import db
+from keystore.sync import repository
+from keystore.sync.folder import Folder
 from keystore.testing.postgres import running
 
 LIMIT_MB = 200
@@ -37,7 +40,26 @@ def measure(quick: bool) -> list[Row]:
             return [
                 _peak(f"push of {keys:,} keys", "sync", hub.url, "--db", str(origin)),
                 _peak(f"pull of {keys:,} keys", "replicate", hub.url, str(replica)),
+                *_files(keys, Path(folder), origin),
             ]
+
+
+def _files(keys: int, folder: Path, origin: Path) -> list[Row]:
+    """Signed files: the whole store, and then a tenth of its keys."""
+    published, replica = folder / "published", folder / "from-files.db"
+    root = repository.create(Folder(published), folder / "keys")
+    publish = ("sync", str(published), "--db", str(origin), "--keys", str(folder / "keys"))
+    first = [
+        _peak(f"publication of {keys:,} keys", *publish),
+        _peak("first start", "replicate", str(published), str(replica), "--root", str(root)),
+    ]
+    with db.open_store(origin) as file, file.write() as conn:
+        conn.execute("UPDATE APIKeys SET label = 'changed' WHERE api_key_id % 10 = 0")
+    return [
+        *first,
+        _peak("publication of a tenth", *publish),
+        _peak("pull of a tenth", "sync", str(published), "--db", str(replica)),
+    ]
 
 
 def _peak(what: str, *command: str) -> Row:

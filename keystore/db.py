@@ -8,6 +8,7 @@ when somebody else wrote in between, and no busy timeout helps.
 
 import os
 import sqlite3 as _stdlib_sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -176,6 +177,33 @@ def any_text(conn: "sqlite3.Connection") -> Iterator[None]:
         yield
     finally:
         conn.text_factory = before
+
+
+@contextmanager
+def scratch(conn: "sqlite3.Connection", name: str) -> Iterator[None]:
+    """Attach an empty database on disk under a name, and let it go.
+
+    Not with ATTACH '': a library that was compiled with TEMP_STORE=3, as pysqlite3's is, keeps that
+    in memory, whatever a pragma says. And not in the system's folder for temporary files, which
+    may be memory, too.
+    """
+    (path,) = (row[2] for row in conn.execute("PRAGMA database_list") if row[1] == "main")
+    folder = os.path.dirname(path) if path else None  # noqa: PTH120 - "" is no path
+    descriptor, place = tempfile.mkstemp(prefix=".keystore-", suffix=".scratch", dir=folder)
+    os.close(descriptor)
+    try:
+        conn.execute(f"ATTACH ? AS {name}", (place,))
+        # An open file is gone with its last connection, or its process.
+        if os.name == "posix":
+            Path(place).unlink()
+        conn.execute(f"PRAGMA {name}.journal_mode = OFF")
+        conn.execute(f"PRAGMA {name}.synchronous = OFF")
+        try:
+            yield
+        finally:
+            conn.execute(f"DETACH {name}")
+    finally:
+        Path(place).unlink(missing_ok=True)
 
 
 def open_store(

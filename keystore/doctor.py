@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from keystore import changelog, db, migrate, sql, tokens
-from keystore.db import StoreFile
+from keystore.db import StoreFile, StoreInfo
+from keystore.edge.guard import CLOCK_TOLERANCE_SECONDS, ClockGuard
 from keystore.errors import KeystoreError
 from keystore.tables import TRACKED
 
@@ -39,6 +40,10 @@ def examine(file: StoreFile) -> list[Finding]:
 
     A probe that cannot be made is a finding, too, and does not keep the others from being made.
     """
+
+    def contact(_: "sqlite3.Connection") -> Iterator[Finding]:
+        return _contact(file.info())
+
     probes: list[Callable[[sqlite3.Connection], Iterator[Finding]]] = [
         _integrity,
         _foreign_keys,
@@ -46,6 +51,7 @@ def examine(file: StoreFile) -> list[Finding]:
         _text,
         _sequences,
         _bookkeeping,
+        contact,
     ]
     found = [*_surroundings(file.path), *_library()]
     for probe in probes:
@@ -155,7 +161,7 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
         yield Finding(
             "clock",
             "warning",
-            "the ChangeLog, or the origin that it is as of, has times in the future.",
+            "the ChangeLog has times in the future.",
             "Check this machine's clock: expiry and freshness go by it.",
         )
     contradictions = conn.execute(_Q["contradictions"]).fetchall()
@@ -182,6 +188,38 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "warning",
             f"the journal mode is {mode}, so a reader and a writer wait for each other.",
             "PRAGMA journal_mode = WAL",
+        )
+
+
+def _contact(info: StoreInfo) -> Iterator[Finding]:
+    """Look whether a replica is judged by another time than its clock shows, and for how long."""
+    guard = ClockGuard()
+    guard.look(info)
+    now, behind = guard.now()
+    fresh = guard.freshness(now, behind)
+    if behind > CLOCK_TOLERANCE_SECONDS:
+        yield Finding(
+            "clock_behind",
+            "warning",
+            f"the clock is {int(behind)} s behind what it, or the origin's, has shown before.",
+            "Set it right. If it was ahead before, the next sync that brings something newer mends "
+            "that; until then keys expire, and the data age, by the later time.",
+        )
+    limit = fresh.limit if fresh else None
+    if limit and limit.is_over:
+        yield Finding(
+            "offline",
+            "error",
+            f"without contact for too long: since {limit.usable_until} UTC it denies every key.",
+            "Run `keystore sync`; if it brings nothing newer, run it at the origin first.",
+        )
+    elif limit and limit.is_in_grace:
+        yield Finding(
+            "in_grace",
+            "warning",
+            f"the signatures of its data expired at {limit.valid_until} UTC; it denies every key "
+            f"from {limit.usable_until} UTC on.",
+            "Run `keystore sync`; if it brings nothing newer, run it at the origin first.",
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from keystore import sql
 from keystore.changelog import PAGE_SIZE, Page, head
 from keystore.clock import utc_text
-from keystore.db import StoreFile, scalar
+from keystore.db import StoreFile, scalar, scratch
 from keystore.tables import TRACKED, Table
 
 _Q = sql.named("scope")
@@ -33,9 +33,7 @@ class ScopedReader:
 
     def __iter__(self) -> Iterator[Page]:
         conn = self._file.conn
-        with self._file.errors():
-            conn.execute(_Q["attach"])
-        try:
+        with self._file.errors(), scratch(conn, "scoped"):
             with self._file.read():
                 self.as_of_at, self.up_to = utc_text(), head(conn)
                 conn.execute(_Q["create_ids"])
@@ -55,8 +53,6 @@ class ScopedReader:
                 ).fetchall():
                     after = found[-1][0]
                     yield Page(table, found)
-        finally:
-            conn.execute(_Q["detach"])
 
 
 def _fill(name: str, table: Table) -> str:

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystore import Decision, Reason, Store, Validator
-from keystore.edge.decision import Freshness
+from keystore.edge.decision import Freshness, Limit
 from keystore.http import server as http_server
 from keystore.http.check import respond, token_of
 
 IDENTITY = {"X-Auth-Reason", "X-Auth-Key", "X-Auth-Account", "X-Auth-Plan"}
+FRESHNESS = {"X-Auth-As-Of-Change", "X-Auth-Age-Seconds", "X-Auth-Grace-Until"}
 
 
 class Fixed:
@@ -62,6 +63,7 @@ def answer(reason: Reason) -> Fixed:
         (Reason.NETWORK, 403),
         (Reason.ACCOUNT_INACTIVE, 403),
         (Reason.STALE, 503),
+        (Reason.OFFLINE, 503),
         (Reason.NOT_SYNCED, 503),
         (Reason.UNAVAILABLE, 503),
     ],
@@ -83,7 +85,7 @@ def test_every_reason_has_a_status() -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_identity_header_is_always_there_and_empty_when_denied(reason: Reason) -> None:
     headers = dict(respond(answer(reason), "/check", {"x-api-key": "t"}).headers)
-    assert headers.keys() >= IDENTITY
+    assert headers.keys() >= IDENTITY | FRESHNESS
     if reason is not Reason.OK:
         assert headers["X-Auth-Account"] == headers["X-Auth-Key"] == headers["X-Auth-Plan"] == ""
 
@@ -92,6 +94,15 @@ def test_no_value_can_split_a_header() -> None:
     headers = dict(respond(answer(Reason.OK), "/check", {"x-api-key": "t"}).headers)
     assert headers["X-Auth-Plan"] == "free%0D%0AX-Injected: 1"
     assert headers["X-Auth-Age-Seconds"] == "3"
+
+
+@pytest.mark.parametrize("is_in_grace", [True, False])
+def test_an_answer_in_the_grace_says_until_when(is_in_grace: bool) -> None:
+    limit = Limit("2026-11-20 12:00:00", "2026-12-20 12:00:00", is_in_grace, is_over=False)
+    fresh = Freshness(7, "2026-11-20 12:00:00", 3.9, limit)
+    checker = Fixed(Decision(allowed=True, reason=Reason.OK, freshness=fresh))
+    headers = dict(respond(checker, "/check", {"x-api-key": "t"}).headers)
+    assert headers["X-Auth-Grace-Until"] == ("2026-12-20 12:00:00" if is_in_grace else "")
 
 
 @pytest.mark.parametrize("path", ["/check", "/check/", "/check/any/path?x=1", "/check?a"])

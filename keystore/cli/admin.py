@@ -1,11 +1,11 @@
 """Commands of the admin side: init, plan, account, service, changes, status."""
 
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from keystore import clock, tokens
+from keystore import tokens
 from keystore.cli.common import (
     json_option,
     plural,
@@ -15,6 +15,8 @@ from keystore.cli.common import (
     show_table,
     store_options,
 )
+from keystore.cli.offline import duration, words
+from keystore.edge.guard import CLOCK_TOLERANCE_SECONDS, ClockGuard
 
 
 @click.command(short_help="Make a new origin store.")
@@ -328,7 +330,10 @@ def status(db_path: Path) -> None:
 
     with Store.open(db_path) as store:
         found = store.status()
-    info = found.info
+    info, guard = found.info, ClockGuard()
+    guard.look(info)
+    now, behind = guard.now()
+    fresh = guard.freshness(now, behind)
     pairs: list[tuple[str, object]] = [
         ("store", f"{info.store_id} ({info.role})"),
         ("file", f"{found.path} (schema version {found.schema_version})"),
@@ -337,10 +342,18 @@ def status(db_path: Path) -> None:
     if info.is_origin:
         pairs.append(("last change", found.last_change))
     else:
-        age = f"{_age(info.as_of_at)} old" if info.as_of_at else "never synced"
+        age = f"{duration(fresh.age_seconds)} old" if fresh else "never synced"
         pairs.append(("origin", info.origin_id))
         pairs.append(("as of", f"change {info.as_of_change}, {age}"))
+        if fresh:
+            pairs.append(("offline", words(fresh.limit, now)))
+        if behind > CLOCK_TOLERANCE_SECONDS:
+            said = f"{duration(behind)} behind what was known before; keys expire by the latter"
+            pairs.append(("clock", said))
     pairs.append(("usage", f"{plural(found.usage_total, 'unit')} recorded"))
+    if found.received_rows:
+        rows = plural(found.received_rows, "row")
+        pairs.append(("received", f"{plural(found.received_usage, 'unit')} in files ({rows})"))
     for target in found.targets:
         parts = [f"last sync {target.synced_at or 'never'}"]
         if info.is_origin and not target.usage_only:
@@ -352,15 +365,7 @@ def status(db_path: Path) -> None:
                 f"{plural(waiting, 'usage row')} waiting" if waiting else "all usage there"
             )
         pairs.append(("target", f"{target.url}: {', '.join(parts)}"))
-    show_pairs(found, pairs)
-
-
-def _age(as_of_at: str) -> str:
-    seconds = max(0, int(datetime.now(UTC).timestamp() - clock.seconds(as_of_at)))
-    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} seconds"
+    show_pairs(asdict(found) | {"freshness": fresh}, pairs)
 
 
 COMMANDS: tuple[click.Command, ...] = (init, plan, account, service, changes, status)

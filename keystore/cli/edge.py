@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from keystore.cli import offline
 from keystore.cli.common import argument_or_stdin, show, show_line, store_options, wants_json
 from keystore.edge import Decision, Reason, Validator
 from keystore.edge.validator import MAX_COST
@@ -21,6 +22,9 @@ _WORDS = {
     Reason.STALE: (
         "this replica's data are older than the key's plan allows; run `keystore sync` at the "
         "origin, then here"
+    ),
+    Reason.OFFLINE: (
+        "this replica was without contact for longer than its origin allows; run `keystore sync`"
     ),
     Reason.NOT_SYNCED: "this replica has never synced; run `keystore sync`",
     Reason.UNAVAILABLE: "the store cannot be read; run `keystore doctor`",
@@ -57,6 +61,10 @@ def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
     """
     with Validator(db_path) as validator:
         decision = validator.check(argument_or_stdin(token), cost=cost, ip=ip)
+        now = validator.now()
+    limit = decision.freshness.limit if decision.freshness else None
+    if limit is not None and limit.is_in_grace:
+        offline.tell(db_path, limit, now, as_json=wants_json())
     show(decision, _sentence(decision))
     if not decision.allowed:
         click.get_current_context().exit(1)
@@ -91,7 +99,9 @@ def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
 def serve(db_path: Path, host: str, port: int, sync_with: str | None, usage_to: str | None) -> None:
     """Answer checks over HTTP: 200 yes, 401 or 403 no, 503 not now.
 
-    The token comes as "Authorization: Bearer" or "X-API-Key"; any method on /check or below.
+    The token comes as "Authorization: Bearer" or "X-API-Key"; any method on /check or below. A
+    replica of signed files whose signatures expire says so on standard error, a day before, when
+    they have, and when it begins to deny.
 
     \b
     Example:
@@ -109,6 +119,7 @@ def serve(db_path: Path, host: str, port: int, sync_with: str | None, usage_to: 
             ends.enter_context(following(db_path, sync_with, usage_to))
         # Closed first, which flushes its usage; then that is handed up.
         validator = ends.enter_context(Validator(db_path))
+        ends.enter_context(offline.watching(validator, db_path))
         run(
             validator,
             host,

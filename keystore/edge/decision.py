@@ -21,6 +21,8 @@ class Reason(StrEnum):
     ACCOUNT_INACTIVE = "account_inactive"
     STALE = "stale"
     """The data are older than the key's plan allows: not "no", but "not now"."""
+    OFFLINE = "offline"
+    """The signatures of a replica's data have expired, and the grace after that is over."""
     NOT_SYNCED = "not_synced"
     """A replica that has never pulled knows nothing."""
     UNAVAILABLE = "unavailable"
@@ -32,23 +34,40 @@ class Reason(StrEnum):
         return self in _NOT_NOW
 
 
-_NOT_NOW = frozenset({Reason.STALE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
+_NOT_NOW = frozenset({Reason.STALE, Reason.OFFLINE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
 
 
 Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """How long data from signed files may be used without contact; times are UTC text.
+
+    At ``valid_until`` their signatures expire, at ``usable_until`` the grace after that has ended,
+    too. ``is_in_grace``: it is between the two. ``is_over``: it is past both.
+    """
+
+    valid_until: str
+    usable_until: str
+    is_in_grace: bool
+    is_over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Freshness:
     """How current the data were: they are the origin's as of a change and a time.
 
-    ``age_seconds`` is 0 at an origin. If this machine's clock is behind the origin's by more than
-    a minute, it is the difference: one of the two is wrong by so much.
+    ``age_seconds`` is 0 at an origin. If this machine's clock is behind the origin's, or behind
+    what it has shown itself, by more than a minute, it is at least the difference.
+
+    ``limit`` is how long data from signed files may be used; others have no such end.
     """
 
     as_of_change: int
     as_of_at: str | None
     age_seconds: float
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +109,7 @@ def decide(entry: Entry, now: float, freshness: Freshness, ip: str | None = None
     because a revocation is never taken back by being old.
     """
     reason = Reason.OK
-    bound = entry.max_staleness_seconds
+    bound, limit = entry.max_staleness_seconds, freshness.limit
     if not entry.is_active:
         reason = Reason.REVOKED if entry.status == "revoked" else Reason.SUSPENDED
     elif entry.expires_at is not None and now >= entry.expires_at:
@@ -99,6 +118,8 @@ def decide(entry: Entry, now: float, freshness: Freshness, ip: str | None = None
         reason = Reason.ACCOUNT_INACTIVE
     elif entry.networks is not None and not _is_within(ip, entry.networks):
         reason = Reason.NETWORK
+    elif limit is not None and limit.is_over:
+        reason = Reason.OFFLINE
     elif bound is not None and freshness.age_seconds > bound and entry.stale_action != "allow":
         reason = Reason.STALE
     return Decision(

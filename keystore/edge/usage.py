@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from keystore import sql
 from keystore.db import StoreFile
+from keystore.edge.guard import ClockGuard
 
 _Q = sql.named("edge")
 _Row = tuple[int, int, int]
@@ -22,8 +23,10 @@ _Row = tuple[int, int, int]
 class UsageBuffer:
     """Usage by key since the last flush. The caller serialises access."""
 
-    def __init__(self, file: StoreFile, *, max_pending: int, max_seconds: float) -> None:
-        self._file = file
+    def __init__(
+        self, file: StoreFile, guard: ClockGuard, *, max_pending: int, max_seconds: float
+    ) -> None:
+        self._file, self._guard = file, guard
         self._max_pending = max_pending
         self._max_seconds = max_seconds
         self._amounts: dict[tuple[int, int], int] = {}
@@ -75,3 +78,4 @@ class UsageBuffer:
     def _write(self, rows: Sequence[_Row]) -> None:
         with self._file.write() as conn:
             conn.executemany(_Q["insert_usage"], rows)
+            self._guard.mark(conn)

@@ -8,7 +8,6 @@ through a second one.
 
 import os
 import threading
-import time
 from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from keystore import changelog, clock, db, sql, tokens
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
+from keystore.edge.guard import ClockGuard
 from keystore.edge.usage import UsageBuffer
 from keystore.errors import DamagedStoreError, KeystoreError
 
@@ -26,8 +26,6 @@ IMPATIENT_SECONDS = 0.05
 """How long a check may wait for another process's lock."""
 MAX_COST = 1 << 40
 """Units that one check may count; keeps every sum of a flush within 64 bits."""
-CLOCK_TOLERANCE_SECONDS = 60.0
-"""How far this machine's clock may be behind the origin's before it counts as wrong."""
 
 _Q = sql.named("edge")
 
@@ -55,13 +53,15 @@ class Validator(db.Closing):
         # Checks give up soon on a locked file: readers answer "not now", flushes try again later.
         self._file = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
         self._writer = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
-        self._usage = UsageBuffer(self._writer, max_pending=max_pending, max_seconds=max_seconds)
+        self._guard = ClockGuard()
+        self._usage = UsageBuffer(
+            self._writer, self._guard, max_pending=max_pending, max_seconds=max_seconds
+        )
         self._lock = threading.Lock()
         self._entries: dict[str, Entry | None] = {}
         self._data_version: int | None = None
         self._info = self._file.info()
-        self._as_of_change = 0
-        self._as_of: float | None = None
+        self._last_change = 0
 
     def close(self) -> None:
         """Flush usage and close the file."""
@@ -113,7 +113,10 @@ class Validator(db.Closing):
             KeystoreError: the store could not be written at once; the usage stays counted.
         """
         with self._lock:
-            return self._usage.flush() if self._usage.is_due else 0
+            flushed = self._usage.flush() if self._usage.is_due else 0
+            if self._guard.should_mark(self._guard.now()[0]):
+                self._mark_clock()
+            return flushed
 
     @property
     def pending(self) -> int:
@@ -128,7 +131,16 @@ class Validator(db.Closing):
         """
         with self._lock, self._file.errors():
             self._look_for_commits()
-            return self._freshness(time.time())
+            return self._freshness(*self._guard.now())
+
+    def now(self) -> float:
+        """Return the time that this store's keys are judged by, in Unix seconds.
+
+        At a replica that is never less than its clock has shown before, nor than what its data are
+        as of; as far as the last check or :meth:`freshness` knew.
+        """
+        with self._lock:
+            return self._guard.now()[0]
 
     def _flush_patiently(self) -> int:
         if not self._usage.pending:
@@ -145,13 +157,18 @@ class Validator(db.Closing):
             return Decision(allowed=False, reason=Reason.MALFORMED)
         if tokens.shape(token, self._info.token_prefix) is tokens.Shape.MISTYPED:
             return Decision(allowed=False, reason=Reason.MALFORMED)
-        now = time.time()
-        freshness = self._freshness(now)
+        now, behind = self._guard.now()
+        if now >= self._guard.mark_due and self._guard.should_mark(now):
+            self._mark_clock()
+        freshness = self._freshness(now, behind)
         if freshness is None:
             return Decision(allowed=False, reason=Reason.NOT_SYNCED)
         entry = self._entry(tokens.hash_token(token))
         if entry is None:
-            return Decision(allowed=False, reason=Reason.UNKNOWN, freshness=freshness)
+            # past the end it may be a key that is younger than the data
+            is_over = freshness.limit is not None and freshness.limit.is_over
+            reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
+            return Decision(allowed=False, reason=reason, freshness=freshness)
         return decide(entry, now, freshness, ip)
 
     def _look_for_commits(self) -> None:
@@ -163,10 +180,9 @@ class Validator(db.Closing):
         with self._file.read() as conn:
             db.check_version(self._file.path, *db.versions(conn))
             self._info = self._file.info()
-            self._as_of_change = (
-                changelog.head(conn) if self._info.is_origin else self._info.as_of_change or 0
-            )
-        self._as_of = clock.seconds(self._info.as_of_at) if self._info.as_of_at else None
+            if self._info.is_origin:
+                self._last_change = changelog.head(conn)
+        self._guard.look(self._info)
         # Kept only now: if anything above fails, the next check starts over.
         self._data_version = version
 
@@ -194,15 +210,16 @@ class Validator(db.Closing):
         old_file.close()
         old_writer.close()
 
-    def _freshness(self, now: float) -> Freshness | None:
+    def _freshness(self, now: float, behind: float) -> Freshness | None:
         if self._info.is_origin:
-            return Freshness(self._as_of_change, None, 0.0)
-        if self._as_of is None:
-            return None
-        age = now - self._as_of
-        if age < -CLOCK_TOLERANCE_SECONDS:
-            age = -age  # one of the two clocks is off by so much: the data may be that old
-        return Freshness(self._as_of_change, self._info.as_of_at, max(0.0, age))
+            return Freshness(self._last_change, None, 0.0)
+        return self._guard.freshness(now, behind)
+
+    def _mark_clock(self) -> None:
+        # A file that cannot be written, for good or just now, changes no answer: the clock is
+        # guarded in memory all the same, and the mark is tried again later.
+        with suppress(KeystoreError), self._writer.write() as conn:
+            self._guard.mark(conn)
 
     def _entry(self, token_hash: str) -> Entry | None:
         try:

@@ -78,6 +78,7 @@ def _answer(decision: Decision, headers: tuple[tuple[str, str], ...]) -> Respons
         headers = (("Retry-After", str(RETRY_AFTER_SECONDS)),)
     who = decision if decision.allowed else None
     fresh = decision.freshness
+    limit = fresh.limit if fresh else None
     identity = (
         ("X-Auth-Reason", decision.reason.value),
         ("X-Auth-Key", _text(who and who.api_key)),
@@ -85,6 +86,7 @@ def _answer(decision: Decision, headers: tuple[tuple[str, str], ...]) -> Respons
         ("X-Auth-Plan", _text(who and who.plan)),
         ("X-Auth-As-Of-Change", _text(fresh and fresh.as_of_change)),
         ("X-Auth-Age-Seconds", _text(fresh and int(fresh.age_seconds))),
+        ("X-Auth-Grace-Until", _text(limit.usable_until if limit and limit.is_in_grace else None)),
     )
     body = {"allowed": decision.allowed, "reason": decision.reason.value}
     return _json(status, body, headers + identity)

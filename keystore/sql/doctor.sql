@@ -14,8 +14,7 @@ SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0),
        coalesce((SELECT max({id}) FROM {table}), 0);
 
 -- name: future_occurrences
-SELECT (SELECT count(*) FROM ChangeLog WHERE occurred_at > datetime('now', '+5 minutes'))
-       + (SELECT count(*) FROM StoreInfo WHERE as_of_at > datetime('now', '+5 minutes'));
+SELECT count(*) FROM ChangeLog WHERE occurred_at > datetime('now', '+5 minutes');
 
 -- name: replaying
 SELECT replaying FROM StoreInfo;

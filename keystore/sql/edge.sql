@@ -21,3 +21,11 @@ PRAGMA data_version;
 -- name: insert_usage
 INSERT INTO UsageLog (principal_type, principal_id, account_id, amount)
 VALUES ('api_key', ?, ?, ?);
+
+-- name: set_clock_mark
+-- (OR IGNORE: a clock in the year 3000 must not keep the usage from being written)
+UPDATE OR IGNORE StoreInfo SET clock_mark = :mark
+WHERE role = 'replica'
+  AND as_of_change IS :as_of_change
+  AND as_of_at IS :as_of_at
+  AND (clock_mark IS NULL OR clock_mark < :mark);

@@ -1,12 +1,5 @@
 -- The rows of one account, or of one service; see keystore.scope.
 
--- name: attach
--- A database of its own without a name: it is gone with its last connection, or its process.
-ATTACH '' AS scoped;
-
--- name: detach
-DETACH scoped;
-
 -- name: create_ids
 CREATE TABLE scoped.Ids (
     table_name TEXT NOT NULL,

@@ -66,6 +66,13 @@ UPDATE SyncTargets SET
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id;
 
+-- name: acknowledge_same
+-- (of a target that is new here, its first word is kept all the same: the root that it is trusted by)
+UPDATE SyncTargets SET
+    source_state = coalesce(source_state, :source_state),
+    synced_at = CURRENT_TIMESTAMP
+WHERE target_id = :target_id;
+
 -- name: add_revocation
 INSERT INTO Revocations (api_key, reason, revoked_at) VALUES (:api_key, :reason, :revoked_at)
 ON CONFLICT (api_key) DO NOTHING;
@@ -118,7 +125,14 @@ UPDATE StoreInfo SET
     as_of_at = :as_of_at,
     origin_incarnation = :origin_incarnation,
     valid_until = :valid_until,
-    max_offline_seconds = :max_offline_seconds;
+    max_offline_seconds = :max_offline_seconds,
+    -- What is newer than what was held comes from someone who knows the time: a clock that was once
+    -- ahead is right again. What was held already could be given again with the clock set back.
+    clock_mark = CASE
+        WHEN as_of_at IS NULL OR (:as_of_change, :as_of_at) > (as_of_change, as_of_at)
+            THEN max(:now, :as_of_at)
+        ELSE max(coalesce(clock_mark, :now), :now)
+    END;
 
 -- name: insert_record
 INSERT INTO {table} ({columns}) VALUES ({marks});

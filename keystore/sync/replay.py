@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from keystore import migrate, sql
+from keystore import clock, migrate, sql
 from keystore.db import StoreFile, scalar
 from keystore.errors import ConstraintError, IncompleteStateError, StaleTargetError
 from keystore.failpoint import reached
@@ -30,6 +30,9 @@ _Q = sql.named("sync")
 def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress = nobody) -> int:
     """Bring the replica to the state of ``pull``; return how many records were written or deleted.
 
+    A cut at the very change that the replica has, but as of an earlier time, says nothing new:
+    what is held stays, how long it may be used included.
+
     Raises:
         StaleTargetError: the cut is older than what the replica has.
         IncompleteStateError: the pages do not add up to the announced counts, or contradict
@@ -46,7 +49,9 @@ def replay(file: StoreFile, pull: Pull, target_id: str, on_progress: OnProgress 
         _stage(file, staging, pull, on_progress)
         reached("pull.staged")
         with file.write():
-            if not _is_older(file, pull):  # unless another process has pulled meanwhile
+            if _is_held(file, pull):
+                _acknowledge("acknowledge_same", conn, pull, target_id)
+            elif not _is_older(file, pull):  # unless another process has pulled meanwhile
                 conn.execute(_Q["begin_replay"])
                 if pull.is_everything:
                     staging.reduce_to_differences()
@@ -110,6 +115,16 @@ def _is_older(file: StoreFile, pull: Pull) -> bool:
     return held is not None and pull.as_of_change < held
 
 
+def _is_held(file: StoreFile, pull: Pull) -> bool:
+    """Whether the replica has these rows as of a later time."""
+    held = file.info()
+    return (
+        held.as_of_change == pull.as_of_change
+        and held.origin_incarnation == pull.origin.incarnation
+        and (held.as_of_at or "") > pull.as_of_at
+    )
+
+
 @contextmanager
 def _rows_fit(file: StoreFile) -> Iterator[None]:
     """Turn foreign keys off, and say of rows that break another rule where they come from."""
@@ -137,11 +152,14 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
             "origin_incarnation": pull.origin.incarnation,
             "valid_until": pull.valid_until,
             "max_offline_seconds": pull.max_offline_seconds,
+            "now": clock.utc_text(),
         },
     )
-    conn.execute(
-        _Q["acknowledge_pull"], {"source_state": pull.source_state, "target_id": target_id}
-    )
+    _acknowledge("acknowledge_pull", conn, pull, target_id)
+
+
+def _acknowledge(name: str, conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
+    conn.execute(_Q[name], {"source_state": pull.source_state, "target_id": target_id})
 
 
 def _expected(pull: Pull) -> int | None:

@@ -111,8 +111,12 @@ class StorageFetcher(FetcherInterface):
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self.fetched: dict[str, bytes] = {}
+        """Answers that were fetched before, by URL; each is given once."""
 
     def _fetch(self, url: str) -> Iterator[bytes]:
+        if url in self.fetched:
+            return iter([self.fetched.pop(url)])
         name = unquote(url.removeprefix(BASE_URL))
         chunks = self._storage.chunks(name)
         # The client must hear of a missing file before the first byte: it ends the chain of roots.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuf.api import exceptions
-from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 from tuf.ngclient import Updater
 
 from keystore.errors import (
@@ -22,14 +22,19 @@ from keystore.errors import (
     TargetUnavailableError,
     UntrustedRepositoryError,
 )
-from keystore.sync.repository_format import SNAPSHOT_NAME, State, Terms, read_state, terms_of
+from keystore.sync.repository_format import State, Terms, read_state, terms_of
 from keystore.sync.storage import BASE_URL, Storage, StorageFetcher
 
 _STAYS = "this replica stays as it was"
+_MAX_TIMESTAMP = 16_384
+"""python-tuf's own bound."""
 
 
 class Trusted:
     """A repository's metadata, refreshed and verified, starting from a pinned root.
+
+    If the timestamp is the one that an earlier refresh has left, nothing is new and nothing else is
+    asked for: a poll is one request. A change of keys shows with the next timestamp.
 
     Args:
         files: what an earlier refresh left (:attr:`files`): nothing older is accepted.
@@ -43,19 +48,15 @@ class Trusted:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         with tuf_errors(storage, root, folder):
-            self._updater = Updater(
-                str(folder),
-                f"{BASE_URL}metadata/",
-                fetcher=StorageFetcher(storage),
-                bootstrap=root,
-            )
-            self._updater.refresh()
-        newest = max(folder.glob("root_history/*.root.json"), key=_version)
-        self.root = Metadata[Root].from_file(str(newest)).signed
-        self.terms: Terms = terms_of(newest.read_bytes())
-        self.timestamp: Timestamp = (
-            Metadata[Timestamp].from_file(str(folder / "timestamp.json")).signed
-        )
+            fetcher = StorageFetcher(storage)
+            if not _is_current(fetcher, folder):
+                updater = Updater(
+                    str(folder), f"{BASE_URL}metadata/", fetcher=fetcher, bootstrap=root
+                )
+                updater.refresh()
+        self.terms: Terms = terms_of(_newest_root(folder).read_bytes())
+        self.timestamp: Timestamp = _read(folder / "timestamp.json")
+        self._targets: Targets = _read(folder / "targets.json")
         found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
         self.files = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in found
@@ -63,17 +64,7 @@ class Trusted:
 
     def state(self) -> State | None:
         """Return what the repository offers; ``None`` if nothing was published yet."""
-        targets: dict[str, TargetFile] = {}
-        snapshot = self._updater.get_targetinfo(SNAPSHOT_NAME)
-        if snapshot is not None:
-            custom = snapshot.unrecognized_fields.get("custom")
-            names = custom.get("changes") if isinstance(custom, dict) else None
-            targets[SNAPSHOT_NAME] = snapshot
-            for name in names if isinstance(names, list) else ():
-                target = self._updater.get_targetinfo(name) if isinstance(name, str) else None
-                if target is not None:
-                    targets[name] = target
-        return read_state(targets)
+        return read_state(self._targets.targets)
 
 
 @contextmanager
@@ -165,6 +156,27 @@ def _key_ids(data: bytes) -> set[str]:
         return {str(signature["keyid"]) for signature in json.loads(data)["signatures"]}
     except (ValueError, KeyError, TypeError):
         return set()
+
+
+def _is_current(fetcher: StorageFetcher, folder: Path) -> bool:
+    """Whether the repository still shows the timestamp that is held, and it may still be used."""
+    held = folder / "timestamp.json"
+    if not held.exists() or not (folder / "targets.json").exists():
+        return False
+    url = f"{BASE_URL}metadata/timestamp.json"
+    data = fetcher.download_bytes(url, _MAX_TIMESTAMP)
+    fetcher.fetched[url] = data  # so that the refresh need not ask again
+    timestamp, root = _read(held), _read(_newest_root(folder))
+    return data == held.read_bytes() and not timestamp.is_expired() and not root.is_expired()
+
+
+def _newest_root(folder: Path) -> Path:
+    return max(folder.glob("root_history/*.root.json"), key=_version)
+
+
+def _read(path: Path) -> Any:
+    """Read metadata that were verified when they were put there."""
+    return Metadata[Any].from_file(str(path)).signed
 
 
 def _version(path: Path) -> int:

@@ -156,9 +156,13 @@ def _refuse_moved(file: StoreFile, info: StoreInfo) -> None:
     """Make sure that a replica is still at the change that it was compared at."""
     now = file.info()
     if (now.as_of_change, now.origin_incarnation) != (info.as_of_change, info.origin_incarnation):
-        raise TargetNotReadyError(
-            f"{file.path} was synced meanwhile.", hint="Run the same command again."
-        )
+        raise _moved(file)
+
+
+def _moved(file: StoreFile) -> TargetNotReadyError:
+    return TargetNotReadyError(
+        f"{file.path} was synced meanwhile.", hint="Run the same command again."
+    )
 
 
 def _log(file: StoreFile, differences: list[Difference]) -> None:
@@ -179,8 +183,8 @@ def _take(
         row = theirs.get((item.table, item.record_id))
         table = BY_NAME[item.table]
         pages.append(Page(table, [row]) if row else Page(table, [], [item.record_id]))
-    # As of what this replica was compared at: the news of the cut are left to the next pull. Should
-    # another process pull them now, the replay writes nothing.
+    # As of what this replica was compared at: the news of the cut are left to the next pull, and so
+    # is how long it may be used. Should another process pull them now, the replay writes nothing.
     mended = replace(
         cut,
         pages=pages,
@@ -188,9 +192,12 @@ def _take(
         is_everything=False,
         as_of_change=info.as_of_change or 0,
         as_of_at=info.as_of_at or cut.as_of_at,
+        valid_until=info.valid_until,
+        max_offline_seconds=info.max_offline_seconds,
         source_state=None,
     )
-    replay(file, mended, source.target_id)
+    if not replay(file, mended, source.target_id):
+        raise _moved(file)
     _refuse_moved(file, info)
 
 
