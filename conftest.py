@@ -3,7 +3,8 @@
 ``python`` blocks are executed, block after block in one namespace per page. ``console`` blocks are
 a shell session: each line that starts with ``$`` is a command, what follows is its output, in
 which ``...`` stands for anything. Each page gets an empty folder, exported variables carry over
-from command to command, ``$HUB`` is the URL of an empty database, and port 8080 is a free one.
+from command to command, ``$HUB`` is the URL of an empty database, ``$EXAMPLES`` the folder of
+the examples, and port 8080 is a free one.
 """
 
 import doctest
@@ -79,6 +80,7 @@ def _setup(namespace: dict[str, Any]) -> None:
         name: value for name, value in os.environ.items() if not name.startswith("KEYSTORE_")
     }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["EXAMPLES"] = str(Path(__file__).parent / "examples")
     environment["HUB"] = f"{url.rpartition('/')[0]}/{database}"
     namespace.update(
         folder=folder, server=server, port=port, environment=environment, before=Path.cwd()

@@ -49,7 +49,10 @@ def records(url: str, root: bytes, folder: Path) -> dict[str, dict[int, list[Any
 
     found: dict[str, dict[int, list[Any]]] = {}
     with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as conn:
-        for (table,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'"):
+        tables = conn.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        )
+        for (table,) in tables.fetchall():
             rows = conn.execute(f"SELECT * FROM {table}")  # noqa: S608 - a name of the schema
             found[table] = {row[0]: list(row) for row in rows}
     for path, about in changes:

@@ -36,7 +36,7 @@ from keystore.sync.protocols import News, Target
 POLL_SECONDS = 30.0
 """How often everything is looked at, whether or not there was news."""
 PUBLISH_SECONDS = 600.0
-"""The same where an origin publishes files: each publication leaves two small files for good."""
+"""The same where an origin publishes files: all that is new then is the time, signed."""
 TICK_SECONDS = 0.1
 """How often the file is asked whether anybody has committed; 2 µs each."""
 USAGE_SECONDS = 1.0
