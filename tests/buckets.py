@@ -22,6 +22,11 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from keystore import Store
+from keystore.db import open_store
+from keystore.sync import digest, repository, targets
+from keystore.sync.storage import storage_of
+
 _BIN = Path(sys.executable).parent
 _BUCKET = "keystore-tests"
 _DIRECT = build_opener(ProxyHandler({}))
@@ -77,6 +82,33 @@ class S3Server:
         url = obstore.sign(store, "PUT", "", timedelta(minutes=1))
         with _DIRECT.open(Request(url, method="PUT"), timeout=30):  # noqa: S310 - ours
             pass
+
+
+class Site:
+    """A store that publishes to a bucket, with a replica that pulls from it."""
+
+    def __init__(self, store: Store, url: str, folder: Path) -> None:
+        self.store, self.url, self.folder = store, url, folder
+        self.keys, self.replica = folder / "keys", folder / "replica.db"
+        self.root = repository.create(storage_of(url), self.keys).read_bytes()
+        self.publish()
+
+    def publish(self, path: Path | None = None, keys: Path | None = None) -> None:
+        with open_store(path or self.store.file.path) as file:
+            targets.sync(file, self.url, keys=keys or self.keys)
+
+    def replicate(self, name: str = "replica.db", url: str | None = None) -> Path:
+        path = self.folder / name
+        targets.replicate(url or self.url, path, root=self.root)
+        return path
+
+    def pull(self, path: Path | None = None) -> None:
+        with open_store(path or self.replica) as file:
+            targets.sync(file)
+
+    def same(self, path: Path | None = None) -> bool:
+        with open_store(path or self.replica) as file:
+            return digest.digest_store(file) == digest.digest_store(self.store.file)
 
 
 def free_ports(count: int) -> list[int]:

@@ -65,7 +65,8 @@ def sync(
     """Sync the store with TARGET: an origin pushes, a replica pulls and hands its usage up.
 
     TARGET is postgresql://… (a hub), file:///… or a path (a repository of signed files), s3://…
-    (one in a bucket), or https://… (one to read). Without it, every target that this store has synced with.
+    (one in a bucket), or https://… (one to read). Without it, every target that this store has
+    synced with.
     A password belongs into PGPASSWORD or ~/.pgpass: it is never stored.
 
     \b

@@ -58,6 +58,7 @@ _CAUSES = (
 )
 _WRITTEN_ONCE = re.compile(r"metadata/\d+\..*|targets/.*")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
+_CONDITIONAL = "Use a store that honours If-None-Match and If-Match on PUT, as S3 does."
 _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
 
@@ -95,7 +96,7 @@ class ObjectStorage:
             raise UnsupportedTargetError(
                 f"{self.url} ignores conditional writes: two publishers would overwrite each other "
                 "unseen.",
-                hint="Use a store that honours If-None-Match and If-Match on PUT, as S3 does.",
+                hint=_CONDITIONAL,
             )
 
     def read(self, name: str) -> tuple[bytes, str] | None:
@@ -192,7 +193,7 @@ class ObjectStorage:
 
     def _put_if(self, mode: Any, name: str, data: bytes) -> bool:
         try:
-            with self._errors():
+            with self._errors(*_TAKEN):
                 obstore.put(
                     self._writable(),
                     name,
@@ -216,8 +217,8 @@ class ObjectStorage:
         return self._store
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn failures of the transport into keystore errors; the caller knows the others."""
+    def _errors(self, *expected: type[Exception]) -> Iterator[None]:
+        """Turn failures into keystore errors; what is missing, or expected, the caller knows."""
         try:
             yield
         except (KeystoreError, NotSupportedError):
@@ -225,12 +226,15 @@ class ObjectStorage:
         except (BaseError, OSError, ValueError) as error:
             if (known := self._known(error)) is not None:
                 raise known from error
-            if isinstance(error, (*_TAKEN, *_MISSING)):
+            if isinstance(error, (*expected, *_MISSING)):
                 raise
-            if _status(error) == "416":
+            status = _status(error)
+            if status == "416":
                 return  # asked for the rest of an object that has no more
             raise TargetUnavailableError(
-                f"{self.url} cannot be reached ({_why(error)}).",
+                f"{self.url} answers {_why(error)}."
+                if status
+                else f"{self.url} cannot be reached ({_why(error)}).",
                 hint="Nothing is lost; try again later.",
             ) from error
 
@@ -253,7 +257,9 @@ class ObjectStorage:
             return InvalidInputError(
                 f"{self.url} is in another region.", hint="Set AWS_REGION to the bucket's."
             )
-        if status in {"401", "403"}:
+        if status == "501":
+            return UnsupportedTargetError(f"{self.url} answers {_why(error)}.", hint=_CONDITIONAL)
+        if status in {"401", "403"} or code in {"ExpiredToken", "InvalidToken"}:
             is_refused = code in {"", "AccessDenied"}
             kind = AccessRefusedError if is_refused else TargetUnavailableError
             return kind(
