@@ -51,10 +51,10 @@ _TAKEN = (AlreadyExistsError, FileExistsError, PreconditionError)
 _STATUS = re.compile(r"status code: (\d{3}[ A-Za-z-]*)")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 _CAUSES = (
-    re.compile(r'message: "([^"\n]+)"'),
-    re.compile(r'error: "([^"\n]+)"'),
-    re.compile(r"InvalidCertificate\(\s*(\w+)"),
-    re.compile(r"source: (TimedOut)"),
+    (re.compile(r'message: "([^"\n]+)"'), r"\1"),
+    (re.compile(r'error: "([^"\n]+)"'), r"\1"),
+    (re.compile(r"InvalidCertificate\(\s*(\w+)"), r"its certificate: \1"),
+    (re.compile(r"source: TimedOut"), "no answer in time"),
 )
 _WRITTEN_ONCE = re.compile(r"metadata/\d+\..*|targets/.*")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
@@ -331,8 +331,8 @@ def _why(error: Exception) -> str:
     if found := _STATUS.search(text):
         code = _s3_code(error)
         return f"{found[1].strip()}, {code}" if code else found[1].strip()
-    for cause in _CAUSES:
+    for cause, words in _CAUSES:
         if found := cause.search(text):
-            return found[1]
+            return found.expand(words)
     first = (text.strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"https?://\S+", "…", first.rpartition(" - ")[2]).rstrip(".: ")
