@@ -280,6 +280,25 @@ def test_a_bucket_that_says_403_of_what_is_missing_is_read(
         assert digest.digest_store(file) == digest.digest_store(store.file)
 
 
+def test_a_publisher_that_may_list_only_its_prefix_is_told_403_of_what_is_missing_and_goes_on(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    with WebProxy(moto_server.endpoint) as proxy:
+        proxy.replacements = {
+            b"HTTP/1.1 404 ": b"HTTP/1.1 403 ",
+            b"<Code>NoSuchKey</Code><Message>The s": b"<Code>AccessDenied</Code><Message>Th",
+        }
+        moto_server.admit(monkeypatch, AWS_ENDPOINT_URL=proxy.url)
+        site = Site(store, moto_server.new_url(), tmp_path)
+        site.replicate()
+        rotation.rotate(storage_of(site.url), site.keys, root_key=None, online=True, root=True)
+        store.add_plan("later")
+        site.publish()
+        Publisher(storage_of(site.url), site.keys).collect()
+        site.pull()
+        assert site.same()
+
+
 def test_a_server_without_ranges_is_read_on_from_where_it_ended(
     store: Store, tmp_path: Path
 ) -> None:

@@ -102,9 +102,10 @@ def create(
     taken = AlreadyExistsError(
         f"{storage.url} is a repository already.", hint="Choose another place."
     )
+    # First, because a bucket may say 403 of what is missing: then it has shown that we may read.
+    storage.prepare()
     if storage.has("metadata/1.root.json"):
         raise taken
-    storage.prepare()
     online = repository_keys.make(keys / repository_keys.ONLINE_KEY)
     signer = repository_keys.make(root_key or repository_keys.root_key_path(keys))
     terms = Terms(
