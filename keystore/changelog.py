@@ -5,7 +5,7 @@ record as it is now: present means upsert, absent means delete. Many changes to 
 one look, replay is idempotent, and a spurious row is harmless.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,7 @@ class Reader:
         self.expected: int | None = None
         """Records to come, as far as the first round can tell; ``None`` before it."""
 
-    def __iter__(self) -> Iterator[Page]:
+    def __iter__(self) -> Generator[Page]:
         with self._file.errors():
             self._file.conn.execute(_Q["create_pending"])
         after, repeats = self._after, False

@@ -5,7 +5,7 @@ brings that plan's row along. So the rows of a scope are always read all, in one
 target compares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from keystore import sql
 from keystore.changelog import PAGE_SIZE, Page, head
@@ -31,7 +31,7 @@ class ScopedReader:
         self.counts: dict[str, int] = {}
         self.expected: int | None = None
 
-    def __iter__(self) -> Iterator[Page]:
+    def __iter__(self) -> Generator[Page]:
         conn = self._file.conn
         with self._file.errors(), scratch(conn, "scoped"):
             with self._file.read():
