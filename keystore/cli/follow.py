@@ -167,6 +167,8 @@ class _Printer:
 
     def _print(self, event: Event) -> None:
         show_line(_as_json(event), _sentence(event), as_json=self._as_json)
+        for warning in () if self._as_json else event.report.warnings:
+            click.echo(f"keystore: warning: {printable(warning)}", err=True)
         if event.error is not None and not self._as_json:
             said = f"{event.report.target}: {event.error.message} Trying again."
             click.echo(f"keystore: {printable(said)}", err=True)

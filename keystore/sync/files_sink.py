@@ -243,10 +243,12 @@ class FilePush:
                 *changes[merge.stop :],
             )
         now = State(held.snapshot, held.info, changes)
-        if sum(one.target.length for one in now.since_snapshot) > held.snapshot.length:
+        if sum(one.target.length for one in now.since_snapshot) > segments.room(
+            held.snapshot.length
+        ):
             fresh = self._new_state(stamp, now)
             now = State(fresh.snapshot, fresh.info, changes)
-        room = now.snapshot.length
+        room = segments.room(now.snapshot.length)
         kept: list[Segment] = []
         for one in reversed(changes):
             room -= one.target.length

@@ -37,7 +37,7 @@ from keystore.errors import (
 from keystore.failpoint import reached
 from keystore.sync import repository_keys, retention
 from keystore.sync.repository_format import FIELD, Scope, Stamp, Terms, stamp_of, terms_of
-from keystore.sync.retention import Swept, now
+from keystore.sync.retention import Swept
 from keystore.sync.storage import Storage
 
 ROOT_LIFETIME = timedelta(days=2 * 365)
@@ -223,7 +223,7 @@ class Publisher(Repository):
     def warnings(self) -> tuple[str, ...]:
         """What somebody should see to, before readers are stopped by it."""
         found = []
-        left = self.root.expires - now()
+        left = self.root.expires - retention.now()
         if left <= ROOT_WARNING:
             when = f"expires in {left.days} days" if left > timedelta(0) else "has expired"
             found.append(f"its root file {when}; replicas stop then: run `keystore repo renew`")
@@ -369,8 +369,8 @@ def _not_signed(storage: Storage, name: str) -> UntrustedRepositoryError:
 
 def expiry(delta: timedelta) -> datetime:
     """Return the end of a time that begins now."""
-    return now() + delta
+    return retention.now() + delta
 
 
 def _after(version: int) -> int:
-    return max(version + 1, int(now().timestamp()))
+    return max(version + 1, int(retention.now().timestamp()))
