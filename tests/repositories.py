@@ -11,7 +11,9 @@ from keystore.db import open_store
 from keystore.sync import digest, repository, retention, targets
 from keystore.sync.digest import Buckets
 from keystore.sync.engine import Report
+from keystore.sync.files import FileRepository
 from keystore.sync.folder import Folder
+from keystore.sync.protocols import Source
 from keystore.sync.repository import Published, Repository
 from keystore.sync.repository_format import Scope, State, read_state
 from tests.failures import reaching
@@ -49,6 +51,11 @@ class Shelf:
                 file, str(folder or self.folder), root=self.root if folder else None
             )
         return report
+
+    def source(self) -> Source:
+        source = FileRepository(self.folder.as_uri(), root=self.root).source
+        assert source is not None
+        return source
 
     def published(self) -> Published:
         return Repository(self.storage, self.root).read()

@@ -1,12 +1,15 @@
 """Whatever an origin publishes, and whenever somebody reads: it is one whole state of it."""
 
 import json
+import math
 import shutil
+import signal
 import tempfile
 import threading
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -14,26 +17,31 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from keystore import Store
 from keystore.backup import backup, restore
-from keystore.db import open_store
+from keystore.changelog import Page
+from keystore.db import SCHEMA_VERSION, open_store
 from keystore.errors import (
-    AlreadyExistsError,
     ConstraintError,
     ForkedStoreError,
+    KeystoreError,
     StaleTargetError,
+    TargetNotReadyError,
     UntrustedRepositoryError,
 )
 from keystore.repair import mend
-from keystore.sync import compact, engine, files_sink, repository, segments, targets
+from keystore.sync import compact, engine, segments, targets
 from keystore.sync.engine import Report
 from keystore.sync.files import FileRepository
-from keystore.sync.folder import Folder
 from keystore.sync.memory import MemoryHub
-from keystore.sync.repository import Publisher
-from tests.conftest import NewStore
+from keystore.sync.protocols import Origin, Sink
+from keystore.tables import BY_NAME, TRACKED, WireRow
+from tests.failures import Children, reaching, said
 from tests.repositories import Clock, Shelf, digest_of
 from tests.test_failures_histories import FAST, HASHES, UUIDS, statements
 
+WHEN = "2026-11-20 12:00:00"
+ORIGIN = Origin("01890a5d-ac96-774b-bcce-b302099a8057", "an incarnation", "sk-x-", SCHEMA_VERSION)
 STEPS = ("publish.files", "publish.metadata", "publish.timestamp")
+TOKEN = "00000000-0000-4000-8000-000000000001"
 which = st.integers(0, 3)
 
 
@@ -52,6 +60,21 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merges, new snapshots and a chain that is cut short, all the time."""
     monkeypatch.setattr(segments, "FAN_OUT", 2)
     monkeypatch.setattr(segments, "room", lambda _: 1500)
+
+
+class Publishing:
+    """An origin without a store: plans, each time one push."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink, self.seen = sink, set[object]()
+
+    def __call__(self, number: int, rows: list[WireRow]) -> None:
+        with self.sink.push(ORIGIN) as session:
+            self.seen |= {row[0] for row in rows}
+            if rows:
+                session.send(Page(BY_NAME["Plans"], rows))
+            counts = {table.name: 0 for table in TRACKED} | {"Plans": len(self.seen)}
+            session.commit(up_to=number + 1, as_of_at=WHEN, token=TOKEN, counts=counts)
 
 
 class Publications(RuleBasedStateMachine):
@@ -192,4 +215,270 @@ def test_each_replica_has_what_was_published_however_often_it_reads(
     monkeypatch: pytest.MonkeyPatch, small: None
 ) -> None:
     clock = Clock(monkeypatch.setattr)
-    run_state_machine_as_test(lambda: Publications(clock), settings=FAST)
+    run_state_machine_as_test(lambda: Publications(clock), settings=FAST)  # type: ignore[arg-type]
+
+
+def test_a_replica_that_reads_a_hub_as_well_misses_nothing_when_everything_is_published(
+    shelf: Shelf,
+) -> None:
+    """A row that has changed back is no difference to the repository, and one to the replica."""
+    conn, hub = shelf.store.file.conn, MemoryHub()
+    shelf.publish()
+    replica = shelf.replicate()
+    conn.execute("UPDATE Plans SET name = 'meanwhile'")
+    engine.push(shelf.store.file, hub, "hub:", Report("hub:"))
+    with open_store(replica) as file:
+        engine.pull(file, hub, "hub:", Report("hub:"))
+    conn.execute("UPDATE Plans SET name = 'free'")
+    shelf.store.add_service("another")
+    compact.compact(shelf.store.file, lease=timedelta(0))
+    shelf.publish()
+    shelf.pull(replica)
+    assert digest_of(replica) == digest_of(shelf.store.file.path)
+
+
+def test_thousands_of_small_publications_leave_few_files_and_small_ones(
+    shelf: Shelf, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(Through the sink alone: the store would take most of the time.)"""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    count = 1200
+    rows: list[WireRow] = [
+        (number, f"plan {number}", None, "deny", WHEN, WHEN) for number in (1, 2)
+    ]
+    sink = FileRepository(shelf.folder.as_uri(), keys=shelf.keys).sink
+    assert sink is not None
+    publish = Publishing(sink)
+    for number in range(count):
+        publish(number, [rows[number % 2]])
+        clock.advance(minutes=2)
+    state = shelf.state()
+    levels = 1 + int(math.log(count, segments.FAN_OUT))
+    assert len(state.changes) <= 2 * segments.FAN_OUT * levels
+    assert len((shelf.folder / "metadata/timestamp.json").read_bytes()) < 2000
+    newest = shelf.folder / f"metadata/{shelf.published().targets_version}.targets.json"
+    assert newest.stat().st_size < 1000 * (len(state.changes) + 2)
+    # What is not named any more is at most a day and two hours old.
+    replaced_each_time = 4
+    named = shelf.published().names
+    assert len(shelf.files() - named) < 26 * 30 * replaced_each_time
+    assert sum(segment.target.length for segment in state.since_snapshot) <= state.snapshot.length
+    clock.advance(hours=1)
+    publish(count, [])
+    clock.advance(days=1)
+    publish(count, [])
+    assert shelf.files() == shelf.published().names | {
+        "metadata/1.root.json",
+        "metadata/timestamp.json",
+        "retired.json",
+    }
+
+
+def test_a_slow_reader_finds_what_it_began_with_for_a_day(
+    shelf: Shelf, clock: Clock, small: None
+) -> None:
+    shelf.publish()
+    for number in range(5):
+        shelf.store.add_plan(f"before {number}")
+        shelf.publish()
+    wanted = digest_of(shelf.store.file.path)
+    with shelf.source().pull(None, None) as slow, shelf.source().pull(None, None) as late:
+        for number in range(30):
+            clock.advance(minutes=45)
+            shelf.store.add_plan(f"plan {number}")
+            shelf.publish()
+        assert slow.place is not None
+        slow.place(shelf.base / "slow.db")
+        clock.advance(hours=30)
+        for _ in range(2):
+            shelf.publish()
+            clock.advance(hours=25)
+        with pytest.raises(TargetNotReadyError):
+            list(late.pages)
+    assert digest_of(shelf.base / "slow.db") == wanted
+
+
+def test_what_a_killed_publisher_left_is_gone_a_day_later(shelf: Shelf, clock: Clock) -> None:
+    shelf.publish()
+    shelf.store.add_plan("lost")
+
+    def die(step: str) -> None:
+        if step == "publish.metadata":
+            raise ZeroDivisionError
+
+    with reaching(die), pytest.raises(ZeroDivisionError):
+        shelf.publish()
+    left = shelf.files() - shelf.published().names
+    assert {name.rpartition(".")[2] for name in left} >= {"json", "zst"}
+    (shelf.folder / "targets/.half.draft").write_text("half")
+    for hours in (1, 25, 25):
+        clock.advance(hours=hours)
+        shelf.publish()
+    names = {path.name for path in shelf.folder.rglob("*") if path.is_file()}
+    named = {name.rpartition("/")[2] for name in shelf.published().names}
+    assert names == named | {"1.root.json", "timestamp.json", "retired.json", ".lock"}
+
+
+def test_only_files_of_a_repository_are_ever_removed(shelf: Shelf, clock: Clock) -> None:
+    shelf.publish()
+    outside = shelf.base / "outside.json"
+    inside = shelf.folder / "targets" / "README"
+    for path in (outside, inside):
+        path.write_text("mine")
+    ages_ago = "2020-01-01T00:00:00+00:00"
+    notes = {
+        "../outside.json": ages_ago,
+        "targets/README": ages_ago,
+        **dict.fromkeys(shelf.published().names, ages_ago),
+    }
+    for text in (json.dumps(notes), "[]", '{"targets/README": 7}', "no JSON"):
+        (shelf.folder / "retired.json").write_text(text)
+        clock.advance(hours=1)
+        shelf.publish()
+        clock.advance(hours=30)
+        shelf.publish()
+        assert outside.exists()
+        assert inside.exists()
+        assert digest_of(shelf.replicate()) == digest_of(shelf.store.file.path)
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def reverse(path: Path) -> None:
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+
+
+@pytest.mark.parametrize("damage", [lose, reverse])
+@pytest.mark.parametrize("kind", ["snapshot", "changes"])
+def test_a_file_that_is_lost_or_damaged_at_the_publisher_heals(
+    shelf: Shelf, clock: Clock, monkeypatch: pytest.MonkeyPatch, damage: Any, kind: str
+) -> None:
+    """At the latest when the publisher needs it: here, for a merge or for a new snapshot."""
+    monkeypatch.setattr(segments, "FAN_OUT", 2)
+    shelf.publish()
+    for number in range(3):
+        shelf.store.add_plan(f"plan {number}")
+        shelf.publish()
+    replica = shelf.replicate()
+    (path, *_) = (shelf.folder / "targets").glob(f"*.{kind}*")
+    damage(path)
+    if kind == "snapshot":
+        monkeypatch.setattr(segments, "room", lambda _: 0)
+    shelf.store.add_plan("last")
+    report = shelf.publish()
+    assert any("anew" in warning for warning in report.warnings)
+    shelf.pull(replica)
+    assert digest_of(replica) == digest_of(shelf.store.file.path)
+    assert digest_of(shelf.replicate()) == digest_of(shelf.store.file.path)
+    assert shelf.publish().warnings == ()
+
+
+def test_a_file_that_is_missing_is_noticed_within_an_hour(shelf: Shelf, clock: Clock) -> None:
+    shelf.publish()
+    shelf.store.add_plan("pro")
+    shelf.publish()
+    lose(next((shelf.folder / "targets").glob("*.changes*")))
+    clock.advance(hours=1)
+    assert shelf.publish().warnings
+    assert digest_of(shelf.replicate()) == digest_of(shelf.store.file.path)
+
+
+def test_a_repository_that_was_put_back_is_published_again_for_those_who_saw_more(
+    shelf: Shelf,
+) -> None:
+    shelf.publish()
+    old = shelf.copied()
+    shelf.store.add_plan("later")
+    shelf.publish()
+    replica = shelf.replicate()
+    shutil.rmtree(shelf.folder)
+    shutil.copytree(old, shelf.folder)
+    with pytest.raises(UntrustedRepositoryError):
+        shelf.pull(replica)
+    with pytest.raises(ForkedStoreError):
+        shelf.publish()
+    shelf.publish(reconcile=True)
+    shelf.pull(replica)
+    assert digest_of(replica) == digest_of(shelf.store.file.path)
+
+
+@pytest.mark.parametrize("name", ["timestamp.json", "[0-9]*.snapshot.json", "[0-9]*.targets.json"])
+@pytest.mark.parametrize("damage", [lose, reverse])
+def test_metadata_that_somebody_spoiled_can_be_published_anew(
+    shelf: Shelf, name: str, damage: Any
+) -> None:
+    """Nothing is signed on top of them: the error says what to do, and that works."""
+    shelf.publish()
+    shelf.store.add_plan("later")
+    shelf.publish()
+    replica = shelf.replicate()
+    path = max((shelf.folder / "metadata").glob(name), key=lambda path: path.stat().st_mtime_ns)
+    damage(path)
+    with pytest.raises(KeystoreError) as caught:
+        shelf.publish()
+    assert "--reconcile" in said(caught.value)
+    for spoiled in (path, shelf.folder / "metadata/timestamp.json"):
+        spoiled.unlink(missing_ok=True)
+    shelf.publish(reconcile=True)
+    shelf.pull(replica)
+    assert digest_of(replica) == digest_of(shelf.store.file.path)
+
+
+def test_two_processes_that_publish_one_store_take_turns(shelf: Shelf) -> None:
+    shelf.publish()
+    replica = shelf.replicate()
+    path, errors = shelf.store.file.path, []
+
+    def publish_often() -> None:
+        try:
+            with open_store(path) as file:
+                for _ in range(15):
+                    with file.write() as conn:
+                        conn.execute("INSERT INTO Plans (name) SELECT 'p' || count(*) FROM Plans")
+                    targets.sync(file, str(shelf.folder), keys=shelf.keys)
+        except KeystoreError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=publish_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        shelf.pull(replica)
+    for thread in threads:
+        thread.join()
+    shelf.pull(replica)
+    assert not errors
+    assert digest_of(replica) == digest_of(path)
+
+
+def test_a_publication_with_nothing_new_is_one_small_file(shelf: Shelf) -> None:
+    shelf.publish()
+    before = shelf.files()
+    shelf.publish()
+    assert shelf.files() == before
+    shelf.store.add_plan("one")
+    shelf.publish()
+    (_, one) = shelf.state().snapshot, shelf.state().changes
+    assert len(one) == 1
+    assert one[0].target.length < 1500
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_publisher_that_is_killed_goes_on_and_readers_see_whole_states(
+    shelf: Shelf, step: str
+) -> None:
+    shelf.publish()
+    replica, path = shelf.replicate(), shelf.store.file.path
+    before = digest_of(path)
+    shelf.store.add_plan("new")
+    children = Children()
+    arguments = ("sync", shelf.folder, "--keys", shelf.keys, "--db", path)
+    assert children.run(*arguments, step=step)[0] == -signal.SIGKILL
+    shelf.pull(replica)
+    assert digest_of(replica) == (digest_of(path) if step == "publish.timestamp" else before)
+    assert children.run(*arguments)[0] == 0
+    children.close()
+    shelf.pull(replica)
+    assert digest_of(replica) == digest_of(path)

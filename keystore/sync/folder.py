@@ -105,6 +105,9 @@ class Folder:
             raise _unavailable(error) from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            for folder in ("metadata", "targets"):
+                for draft in (self.path / folder).glob(".*.draft"):
+                    draft.unlink(missing_ok=True)  # of a publisher that was killed
             yield
 
     def _write(

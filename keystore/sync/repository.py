@@ -4,7 +4,7 @@ Order makes a publication atomic for readers: first the content-addressed files,
 that name them, version by version, and last ``timestamp.json``, the only file that is replaced. It
 also keeps publishers apart: who finds another timestamp than the one it began with has lost.
 
-Versions follow the clock, in seconds. So who lost the state of the repository, or finds it put back
+Versions follow the clock, in milliseconds. So who lost the state of the repository, or finds it put back
 to an older one, can publish again what replicas accept: a higher version than any they have seen.
 """
 
@@ -369,8 +369,8 @@ def _not_signed(storage: Storage, name: str) -> UntrustedRepositoryError:
 
 def expiry(delta: timedelta) -> datetime:
     """Return the end of a time that begins now."""
-    return retention.now() + delta
+    return retention.now().replace(microsecond=0) + delta
 
 
 def _after(version: int) -> int:
-    return max(version + 1, int(retention.now().timestamp()))
+    return max(version + 1, int(retention.now().timestamp() * 1000))

@@ -53,12 +53,16 @@ def sweep(storage: Storage, in_use: Collection[str]) -> Swept:
 
 def is_due(last: datetime) -> bool:
     """Whether another hour has begun since the ``last`` publication."""
-    return last.replace(minute=0, second=0) != now().replace(minute=0, second=0)
+    return _hour(last) != _hour(now())
 
 
 def now() -> datetime:
-    """Return the time, in whole seconds."""
-    return datetime.now(UTC).replace(microsecond=0)
+    """Return the time."""
+    return datetime.now(UTC)
+
+
+def _hour(time: datetime) -> datetime:
+    return time.replace(minute=0, second=0, microsecond=0)
 
 
 def _times(data: bytes) -> dict[str, datetime]:
