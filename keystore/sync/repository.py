@@ -4,8 +4,8 @@ Order makes a publication atomic for readers: first the content-addressed files,
 that name them, version by version, and last ``timestamp.json``, the only file that is replaced. It
 also keeps publishers apart: who finds another timestamp than the one it began with has lost.
 
-Versions follow the clock, in milliseconds. So who lost the state of the repository, or finds it put back
-to an older one, can publish again what replicas accept: a higher version than any they have seen.
+Versions follow the clock, in milliseconds. So who lost the state of the repository, or finds it put
+back to an older one, can publish what replicas accept: a higher version than any they have seen.
 """
 
 import uuid
