@@ -8,10 +8,10 @@ target compares.
 from collections.abc import Generator
 
 from keystore import sql
-from keystore.changelog import PAGE_SIZE, Page, head
+from keystore.changelog import PAGE_SIZE, Page, head, naming_undecodable
 from keystore.clock import utc_text
 from keystore.db import StoreFile, scalar, scratch
-from keystore.tables import TRACKED, Table
+from keystore.tables import TRACKED, Table, WireRow
 
 _Q = sql.named("scope")
 
@@ -47,12 +47,14 @@ class ScopedReader:
             # The copy is ours: nobody's snapshot is held while a target takes its time.
             for table in TRACKED:
                 after = 0
-                window = {"limit": PAGE_SIZE}
-                while found := conn.execute(
-                    _fill("rows", table), window | {"after": after}
-                ).fetchall():
+                while found := self._window(table, after):
                     after = found[-1][0]
                     yield Page(table, found)
+
+    def _window(self, table: Table, after: int) -> list[WireRow]:
+        window = {"after": after, "limit": PAGE_SIZE}
+        with naming_undecodable(self._file, table):
+            return self._file.conn.execute(_fill("rows", table), window).fetchall()
 
 
 def _fill(name: str, table: Table) -> str:
