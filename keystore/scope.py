@@ -46,12 +46,12 @@ class ScopedReader:
             self.expected = sum(self.counts.values())
             # The copy is ours: nobody's snapshot is held while a target takes its time.
             for table in TRACKED:
-                after = 0
+                after: int | str | None = 0
                 while found := self._window(table, after):
                     after = found[-1][0]
                     yield Page(table, found)
 
-    def _window(self, table: Table, after: int) -> list[WireRow]:
+    def _window(self, table: Table, after: int | str | None) -> list[WireRow]:
         window = {"after": after, "limit": PAGE_SIZE}
         with naming_undecodable(self._file, table):
             return self._file.conn.execute(_fill("rows", table), window).fetchall()

@@ -1,5 +1,6 @@
 """Commands for a repository of signed files: create, info, rotate, renew, gc."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keystore.cli.common import db_option, json_option, plural, seconds, show, show_pairs
+from keystore import clock
+from keystore.cli.common import (
+    db_option,
+    json_option,
+    plural,
+    printable,
+    seconds,
+    show,
+    show_pairs,
+)
+from keystore.cli.offline import duration
 from keystore.cli.sync import keys_option, read_root, root_option, signing_keys
 from keystore.db import open_store
 from keystore.errors import UnsupportedTargetError, WrongRoleError
@@ -79,8 +90,6 @@ def repo_create(
     """
     if account is not None and service is not None:
         raise click.UsageError("--account and --service exclude each other.")
-    if not expires > 0 <= max_offline:
-        raise click.UsageError("--expires must be above 0, --max-offline not below.")
     with _files_extra():
         from keystore.sync import repository, repository_keys
         from keystore.sync.storage import storage_of
@@ -147,15 +156,20 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
             ("repository", info.repository_id),
             ("origin", info.origin_id),
             ("carries", info.scope or "everything"),
-            ("as of", f"change {info.as_of_change}, {info.as_of_at}"),
-            ("good until", _until(info.expires_at)),
+            ("as of", f"change {info.as_of_change}, {info.as_of_at}" if info.as_of_at else None),
+            ("good until", _until(info.expires_at) or "nothing is published yet"),
             ("max offline", f"{_words(info.max_offline_seconds)} after that"),
-            ("root file", f"version {info.root_version}, {_until(info.root_expires_at)}"),
+            (
+                "root file",
+                f"version {info.root_version}, good until {_until(info.root_expires_at)}",
+            ),
             ("keys", f"{info.root_keys} root, {info.online_keys} online"),
-            ("snapshot", f"{info.snapshot_bytes:,} bytes, change {info.snapshot_change}"),
+            ("snapshot", f"{info.snapshot_bytes:,} bytes, as of change {info.snapshot_change}"),
             ("changes", f"{plural(info.segments, 'file')}, {info.segment_bytes:,} bytes"),
         ],
     )
+    for warning in info.warnings:
+        click.echo(f"keystore: warning: {printable(warning)}", err=True)
 
 
 @repo.command("rotate")
@@ -269,8 +283,11 @@ def _keys_of(target: str, keys_path: Path | None, db_path: Path) -> Path:
         return targets.keys_for(file, target, keys)
 
 
-def _until(time: str | None) -> str:
-    return "nothing is published" if time is None else time
+def _until(text: str | None) -> str | None:
+    if text is None:
+        return None
+    left = clock.seconds(text) - time.time()
+    return f"{text}, {f'in {duration(left)}' if left > 0 else f'{duration(-left)} ago'}"
 
 
 def _words(count: int) -> str:

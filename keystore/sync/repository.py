@@ -31,6 +31,7 @@ from keystore.errors import (
     AlreadyExistsError,
     FencedPublisherError,
     ForeignRootError,
+    InvalidInputError,
     TargetNotReadyError,
     UntrustedRepositoryError,
 )
@@ -46,6 +47,8 @@ LIFETIME = timedelta(days=7)
 """Default: publish more often than this; past it, replicas refuse to pull, and live on grace."""
 MAX_OFFLINE = timedelta(days=30)
 """Default: how long a replica goes on after that."""
+LONGEST = timedelta(days=10 * 365)
+"""Of both, so that no sum of them leaves the calendar."""
 ROOT_WARNING = timedelta(days=60)
 
 ONLINE_ROLES = (Targets.type, Snapshot.type, Timestamp.type)
@@ -98,8 +101,14 @@ def create(
 
     Raises:
         AlreadyExistsError: there is a repository or something else, or a key.
-        InvalidInputError: the keys cannot be written there.
+        InvalidInputError: the keys cannot be written there; a time is out of range.
     """
+    if not (timedelta(0) < lifetime <= LONGEST and timedelta(0) <= max_offline <= LONGEST):
+        raise InvalidInputError(
+            "the lifetime of a publication is above 0, the time offline is not below, and "
+            f"neither is longer than {LONGEST.days} days.",
+            hint="Choose other times (--expires, --max-offline).",
+        )
     terms = Terms(
         repository_id=uuid.uuid4(),
         lifetime_seconds=int(lifetime.total_seconds()),
@@ -165,6 +174,18 @@ class Repository:
         self.root = newest_root(storage, first_root)
         self.terms = Terms.model_validate(self.root.unrecognized_fields[FIELD])
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What somebody should see to, before readers are stopped by it."""
+        found = []
+        left = self.root.expires - retention.now()
+        if left <= ROOT_WARNING:
+            when = f"expires in {left.days} days" if left > timedelta(0) else "has expired"
+            found.append(f"its root file {when}; replicas stop then: run `keystore repo renew`")
+        if len(self.root.roles[Targets.type].keyids) > 1:
+            found.append("the old online key still counts: run `keystore repo renew`")
+        return tuple(f"{self.storage.url}: {text} with the root key." for text in found)
+
     def read(self) -> Published:
         """Read what was published last, and check that it was signed with a key that counts."""
         found = self.storage.read("metadata/timestamp.json")
@@ -218,18 +239,6 @@ class Publisher(Repository):
         self.signer = repository_keys.load(
             keys / repository_keys.ONLINE_KEY, self.root.roles[Targets.type].keyids
         )
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What somebody should see to, before readers are stopped by it."""
-        found = []
-        left = self.root.expires - retention.now()
-        if left <= ROOT_WARNING:
-            when = f"expires in {left.days} days" if left > timedelta(0) else "has expired"
-            found.append(f"its root file {when}; replicas stop then: run `keystore repo renew`")
-        if len(self.root.roles[Targets.type].keyids) > 1:
-            found.append("the old online key still counts: run `keystore repo renew`")
-        return tuple(f"{self.storage.url}: {text} with the root key." for text in found)
 
     def is_sweep_due(self, last: Published) -> bool:
         """Whether the ``last`` publication was made in another hour than this."""
