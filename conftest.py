@@ -10,7 +10,6 @@ import doctest
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -75,9 +74,7 @@ def _setup(namespace: dict[str, Any]) -> None:
     database = f"docs_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {database}")  # type: ignore[call-overload,unused-ignore]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(postgres.free_port())
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("KEYSTORE_")
     }

@@ -415,3 +415,20 @@ END;
 CREATE TRIGGER trg_usagelog_delete BEFORE DELETE ON UsageLog BEGIN
     SELECT RAISE(ABORT, 'UsageLog is append-only');
 END;
+
+-- Usage that replicas have handed up in files is a set that only grows: what is there is neither
+-- changed nor replaced, and adding it again changes nothing.
+
+CREATE TRIGGER trg_receivedusage_insert BEFORE INSERT ON ReceivedUsage
+WHEN EXISTS (SELECT 1 FROM ReceivedUsage
+             WHERE store_id = NEW.store_id AND usage_id = NEW.usage_id AND nonce = NEW.nonce) BEGIN
+    SELECT RAISE(IGNORE);
+END;
+
+CREATE TRIGGER trg_receivedusage_update BEFORE UPDATE ON ReceivedUsage BEGIN
+    SELECT RAISE(ABORT, 'ReceivedUsage is append-only');
+END;
+
+CREATE TRIGGER trg_receivedusage_delete BEFORE DELETE ON ReceivedUsage BEGIN
+    SELECT RAISE(ABORT, 'ReceivedUsage is append-only');
+END;

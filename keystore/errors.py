@@ -77,7 +77,7 @@ class ConstraintError(KeystoreError):
 
 
 class CompactedLogError(KeystoreError):
-    """The ChangeLog no longer tells what a push that was under way still had to read."""
+    """The ChangeLog no longer tells what a push under way, or an export, still had to read."""
 
     code = "compacted_log"
 
@@ -248,3 +248,66 @@ class IncompleteStateError(TargetError):
     """What the target sent does not add up to the state that it announced."""
 
     code = "incomplete_state"
+
+
+# -- usage in signed files ---------------------------------------------------------------------
+
+
+class UsageFileError(KeystoreError):
+    """Root of why a usage file, or the enrolment of a key, is refused; nothing of it was taken."""
+
+    code = "usage_file"
+
+
+class UnreadableUsageFileError(UsageFileError):
+    """There is no such file, it may not be read, or it is a link, a folder or a device."""
+
+    code = "unreadable_usage_file"
+
+
+class DamagedUsageFileError(UsageFileError):
+    """A file that was cut short or altered, or that never was one of ours."""
+
+    code = "damaged_usage_file"
+
+
+class LargeUsageFileError(UsageFileError):
+    """More bytes than a usage file has, packed or unpacked."""
+
+    code = "large_usage_file"
+
+
+class UnknownUsageKeyError(UsageFileError):
+    """The key that signed is not enrolled at this origin."""
+
+    code = "unknown_usage_key"
+
+
+class RevokedUsageKeyError(UsageFileError):
+    """The key that signed was revoked at this origin."""
+
+    code = "revoked_usage_key"
+
+
+class ForgedUsageFileError(UsageFileError):
+    """The signature is not that of the key that it names."""
+
+    code = "forged_usage_file"
+
+
+class ForeignUsageFileError(UsageFileError):
+    """A replica of another origin has signed it."""
+
+    code = "foreign_usage_file"
+
+
+class MisattributedUsageFileError(UsageFileError):
+    """A replica's key has signed usage in another replica's name."""
+
+    code = "misattributed_usage_file"
+
+
+class RenamedUsageFileError(UsageFileError):
+    """The name is not the one that was signed."""
+
+    code = "renamed_usage_file"

@@ -30,6 +30,13 @@ STEPS = (
     "check_in.sent",
     "check_in.done",
     "compact.done",
+    "export.noted",
+    "export.drafted",
+    "export.placed",
+    "export.written",
+    "ingest.verified",
+    "ingest.inserted",
+    "ingest.taken",
 )
 """Every step of a sync with a hub, in its order."""
 

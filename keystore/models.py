@@ -147,6 +147,12 @@ class StatusInput(_Input):
     allows_access: bool = False
 
 
+class UsageKeyInput(_Input):
+    """A key for usage files, to enroll."""
+
+    label: Text | None = None
+
+
 class Plan(BaseModel):
     """A plan as the store holds it; ``accounts`` counts those on it."""
 

@@ -34,7 +34,7 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What ``keystore status`` shows."""
+    """What ``keystore status`` shows; ``received_usage`` came in files from replicas, in units."""
 
     path: str
     info: db.StoreInfo
@@ -43,6 +43,8 @@ class Status:
     last_change: int
     last_usage: int
     usage_total: int
+    received_usage: int
+    received_rows: int
     targets: list[TargetStatus]
 
 
@@ -70,6 +72,7 @@ class Store(PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin):
     def status(self) -> Status:
         """Return who this store is, what it holds, and where it stands with its targets."""
         with self.file.read() as conn:
+            received, received_rows = conn.execute(_Q["received_total"]).fetchone()
             return Status(
                 path=str(self.file.path),
                 info=self.file.info(),
@@ -78,5 +81,7 @@ class Store(PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin):
                 last_change=changelog.head(conn),
                 last_usage=int(db.scalar(conn, _Q["usage_head"])),
                 usage_total=int(db.scalar(conn, _Q["usage_total"])),
+                received_usage=received,
+                received_rows=received_rows,
                 targets=[TargetStatus(**row) for row in self._query("sync_targets")],
             )

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from keystore import Store, Validator
+from keystore.cli import main
 from keystore.db import open_store
 from keystore.errors import DiskFullError, TargetUnavailableError
 from keystore.sync import targets
@@ -145,3 +147,23 @@ def test_a_full_disk_at_the_origin_repeats_and_loses_nothing(
     disk.make_room()
     site.settle()
     site.check()
+
+
+@pytest.mark.parametrize("where", ["the file", "the scratch file"])
+def test_a_full_disk_stops_an_export_and_leaves_no_part_of_it(
+    disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    with Store.create(tmp_path / "origin.db"):
+        pass
+    add_many(tmp_path / "origin.db")
+    monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
+    arguments = ["export", "--db", str(tmp_path / "origin.db")]
+    if where == "the file":
+        arguments += ["--output", str(disk.folder / "all.jsonl")]
+    disk.fill(but=100_000)
+    full = CliRunner().invoke(main, arguments)
+    assert (full.exit_code, full.stdout) == (1, "")
+    assert f"{disk.folder}: there is no room left on the disk." in full.stderr
+    assert [path.name for path in disk.folder.iterdir()] == ["filler"]
+    disk.make_room()
+    assert CliRunner().invoke(main, arguments).exit_code == 0

@@ -10,7 +10,7 @@ import pytest
 
 from keystore import failpoint
 from keystore.db import StoreFile, open_store
-from keystore.sync import compact, targets
+from keystore.sync import compact, targets, usage_files, usage_keys
 from tests.conftest import new_hub
 from tests.failures import Children, Site, reaching
 
@@ -50,6 +50,14 @@ def test_every_step_in_the_code_has_a_name_and_every_name_a_step() -> None:
     assert found == {*failpoint.STEPS, *failpoint.FILE_STEPS}
 
 
+def carry_usage(site: Site, folder: Path) -> None:
+    key = folder / "key.pem"
+    with open_store(site.replica) as file, open_store(site.origin) as origin:
+        usage_keys.enroll(origin, usage_keys.make_key(file, key)[0])
+        usage_files.export(file, folder, key)
+        assert not usage_files.ingest(origin, [folder]).refused
+
+
 def test_a_full_round_reaches_every_step(site: Site, tmp_path: Path) -> None:
     seen: list[str] = []
     site.change()
@@ -58,6 +66,7 @@ def test_a_full_round_reaches_every_step(site: Site, tmp_path: Path) -> None:
         targets.replicate(site.url, tmp_path / "new.db")
         with open_store(site.origin) as file:
             compact.compact(file)
+        carry_usage(site, tmp_path)
     assert set(seen) == set(failpoint.STEPS)
 
 

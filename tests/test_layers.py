@@ -19,7 +19,7 @@ LAYERS = [
     {"migrate", "scope"},
     {"backup"},
     {"admin"},
-    {"store", "legacy"},
+    {"store", "legacy", "export"},
     {"sync", "edge", "testing"},
     {"http", "doctor", "repair"},
     {"cli"},

@@ -11,6 +11,7 @@ from keystore.cli import (
     bulk,
     care,
     edge,
+    export,
     fleet,
     hub,
     keys,
@@ -18,9 +19,27 @@ from keystore.cli import (
     repo,
     statuses,
     sync,
+    usage,
     verify,
 )
 from keystore.cli.common import KeystoreGroup
+
+_ROOMS = (
+    admin,
+    keys,
+    statuses,
+    bulk,
+    edge,
+    sync,
+    repo,
+    usage,
+    hub,
+    fleet,
+    verify,
+    care,
+    export,
+    legacy,
+)
 
 
 @click.group(cls=KeystoreGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +60,6 @@ def main() -> None:
     """
 
 
-for module in (admin, keys, statuses, bulk, edge, sync, repo, hub, fleet, verify, care, legacy):
-    for command in module.COMMANDS:
-        main.add_command(command)
+for _room in _ROOMS:
+    for _command in _room.COMMANDS:
+        main.add_command(_command)

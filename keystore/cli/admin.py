@@ -351,6 +351,9 @@ def status(db_path: Path) -> None:
             said = f"{duration(behind)} behind what was known before; keys expire by the latter"
             pairs.append(("clock", said))
     pairs.append(("usage", f"{plural(found.usage_total, 'unit')} recorded"))
+    if found.received_rows:
+        rows = plural(found.received_rows, "row")
+        pairs.append(("received", f"{plural(found.received_usage, 'unit')} in files ({rows})"))
     for target in found.targets:
         parts = [f"last sync {target.synced_at or 'never'}"]
         if info.is_origin and not target.usage_only:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Self
 import click
 
 from keystore import migrate
-from keystore.cli.common import expiry, plural, show, store_options
+from keystore.cli.common import FILE_FORMATS, expiry, plural, show, store_options, sync_folder
 from keystore.cli.keys import key
 from keystore.errors import (
     AlreadyExistsError,
@@ -30,7 +30,6 @@ MAX_LINE = 1 << 20
 """Bytes of the longest line that is read."""
 
 _HINT = "Nothing was written; correct the line and try again."
-_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _ISSUE_FIELDS = ("account", "label", "expires")
 _source_argument = click.argument("source", metavar="FILE")
 
@@ -58,7 +57,7 @@ def key_import(db_path: Path, source: str, file_format: str | None) -> None:
     from keystore.admin.bulk import BulkImport
     from keystore.store import Store
 
-    kind = file_format or _FORMATS.get(Path(source).suffix.lower())
+    kind = file_format or FILE_FORMATS.get(Path(source).suffix.lower())
     if kind is None:
         raise InvalidInputError(
             "what the file is cannot be told from its name.",
@@ -156,7 +155,7 @@ class _TokensFile:
         """Bring the draft to disk, whole; only then may the keys be committed."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         self.is_complete = bool(self.last_key)
 
     def publish(self) -> None:
@@ -168,7 +167,7 @@ class _TokensFile:
         self.keep = True
         try:
             migrate.publish(self.draft, self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except (KeystoreError, OSError) as error:
             if not self.draft.exists():
                 raise
@@ -176,16 +175,6 @@ class _TokensFile:
                 f"the keys are issued, but {self._path} could not be made.",
                 hint=f"Their tokens are in {self.draft}: move it to a safe place.",
             ) from error
-
-
-def _sync_folder(path: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no such thing
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Lines:

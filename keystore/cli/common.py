@@ -2,13 +2,14 @@
 
 import errno
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -19,6 +20,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _JSON = "keystore.json"
 _SHORT = len("YYYY-MM-DD")
 _DURATION = re.compile(r"(\d{1,6})([wdhm])")
+FILE_FORMATS: Mapping[str, Literal["csv", "jsonl"]] = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+"""What a file is, by how its name ends."""
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
 
 
@@ -171,6 +178,17 @@ def show_pairs(value: object, pairs: Sequence[tuple[str, object]]) -> None:
     """Print labelled lines, or ``value`` as JSON."""
     width = max(len(label) for label, _ in pairs)
     show(value, "\n".join(f"{label:<{width}}  {_cell(item)}".rstrip() for label, item in pairs))
+
+
+def sync_folder(path: Path) -> None:
+    """Bring to disk that a file is in a folder."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no such thing
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -36,13 +36,32 @@ WHERE EXISTS (
 
 -- name: apply_deleted
 DELETE FROM main.{table}
-WHERE {id} IN (SELECT record_id FROM incoming.Deleted WHERE table_name = '{table}');
+WHERE {id} IN (
+    SELECT record_id FROM incoming.Deleted
+    WHERE table_name = '{table}' AND record_id > :after AND record_id <= :last
+);
+
+-- name: deleted_step
+-- The last of the next so many ids.
+SELECT max(record_id) FROM (
+    SELECT record_id FROM incoming.Deleted
+    WHERE table_name = '{table}' AND record_id > :after
+    ORDER BY record_id
+    LIMIT :size
+);
 
 -- name: delete_replaced
-DELETE FROM main.{table} WHERE {id} IN (SELECT {id} FROM incoming.{table});
+DELETE FROM main.{table}
+WHERE {id} IN (SELECT {id} FROM incoming.{table} WHERE {id} > :after AND {id} <= :last);
 
 -- name: insert_replaced
-INSERT INTO main.{table} ({columns}) SELECT {columns} FROM incoming.{table};
+INSERT INTO main.{table} ({columns})
+SELECT {columns} FROM incoming.{table} WHERE {id} > :after AND {id} <= :last;
+
+-- name: step
+SELECT max({id}) FROM (
+    SELECT {id} FROM incoming.{table} WHERE {id} > :after ORDER BY {id} LIMIT :size
+);
 
 -- name: rows
 SELECT {columns} FROM incoming.{table} WHERE {id} > :after ORDER BY {id} LIMIT :limit;

@@ -134,6 +134,9 @@ SELECT coalesce(max(usage_id), 0) FROM UsageLog;
 -- name: usage_total
 SELECT CAST(total(amount) AS INTEGER) FROM UsageLog;
 
+-- name: received_total
+SELECT CAST(total(amount) AS INTEGER), count(*) FROM ReceivedUsage;
+
 -- name: schema
 SELECT type, name, sql FROM sqlite_master
 WHERE type IN ('table', 'trigger', 'index', 'view') AND sql IS NOT NULL;

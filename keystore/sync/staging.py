@@ -15,6 +15,7 @@ from keystore.tables import TRACKED, Table
 if TYPE_CHECKING:
     import sqlite3
 
+_STEP_SIZE = 2_000
 _Q = sql.named("staging")
 
 
@@ -62,13 +63,27 @@ class Staging:
 
     def apply(self) -> int:
         """Write what is staged to the tables; return how many records were written or deleted."""
-        conn, written = self._conn, 0
+        written = 0
         for table in TRACKED:
-            written += conn.execute(_fill("apply_deleted", table)).rowcount
-            conn.execute(_fill("delete_replaced", table))
+            written += self._in_steps("apply_deleted", "deleted_step", table)
+            self._in_steps("delete_replaced", "step", table)
         for table in TRACKED:
-            written += conn.execute(_fill("insert_replaced", table)).rowcount
+            written += self._in_steps("insert_replaced", "step", table)
         return written
+
+    def _in_steps(self, name: str, step: str, table: Table) -> int:
+        """Run a statement for some ids at a time: what it touches can be taken back while it runs,
+        and until then all those pages are in memory.
+        """
+        after, written = 0, 0
+        while True:
+            window = {"after": after, "size": _STEP_SIZE}
+            (last,) = self._conn.execute(_fill(step, table), window).fetchone()
+            if last is None:
+                return written
+            ids = {"after": after, "last": last}
+            written += self._conn.execute(_fill(name, table), ids).rowcount
+            after = last
 
     def pages(self) -> Iterator[Page]:
         """Yield what is staged."""

@@ -259,7 +259,8 @@ def sync_opened(
     is_origin = file.info().is_origin
     if usage_only and hub is None:
         raise UnsupportedTargetError(
-            f"{url} cannot take usage.", hint="Hand usage to a hub: postgresql://…."
+            f"{url} cannot take usage.",
+            hint="Hand it to a hub (postgresql://…), or write files: `keystore usage export`.",
         )
     if reconcile and not is_origin:
         raise WrongRoleError(

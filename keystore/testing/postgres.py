@@ -14,6 +14,7 @@ PostgreSQL's programs, those are run instead of the wheel's.
 import argparse
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,7 +48,6 @@ class EmbeddedPostgres:
     ) -> None:
         self.folder = folder
         self._settings = dict(settings or {})
-        self.port = _free_port()
         self._bin = programs or binaries()
         self._process: subprocess.Popen[bytes] | None = None
         self._wrap, self._user = _unprivileged()
@@ -55,6 +55,7 @@ class EmbeddedPostgres:
             os.chown(folder, self._user, -1)
         self._run("initdb", "-D", str(self._data), "-U", "keystore", "-A", "trust", "--no-sync",
                   "-E", "UTF8", "--locale=C")  # fmt: skip
+        self.port = free_port()
 
     @property
     def url(self) -> str:
@@ -99,14 +100,21 @@ class EmbeddedPostgres:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
-        ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        while subprocess.run(ready, check=False).returncode != 0:
+        while not self._is_ready():
             ended = self._process is None or self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 self.stop()
                 log = (self.folder / "server.log").read_text(errors="replace")[-1000:]
                 raise KeystoreError(f"the embedded PostgreSQL did not start:\n{log}")
             time.sleep(0.02)
+
+    def _is_ready(self) -> bool:
+        """Ask the server's own file: at the port another server might answer."""
+        with suppress(FileNotFoundError):
+            lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+            is_ours = self._process is not None and lines[:1] == [str(self._process.pid)]
+            return is_ours and [line.strip() for line in lines[7:8]] == ["ready"]
+        return False
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -166,10 +174,17 @@ def _unprivileged() -> tuple[list[str], int | None]:
     return namespace, None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Return a free loopback port.
+
+    It lies below those that the system gives to outgoing connections (from 32768, or 49152): one of
+    them could take it before it is used, or while a server is stopped for a moment.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def main() -> None:

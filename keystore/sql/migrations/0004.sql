@@ -55,7 +55,7 @@ CREATE TABLE UsageKeys (
     usage_key_id INTEGER PRIMARY KEY AUTOINCREMENT,
     -- the replica's
     store_id CHAR(36) NOT NULL,
-    -- SHA-256 of the public key in hex
+    -- SHA-256 of the public key (DER) in hex
     fingerprint TEXT NOT NULL UNIQUE,
     public_key TEXT NOT NULL,
     label TEXT,
@@ -70,22 +70,27 @@ CREATE TABLE UsageFiles (
     number INTEGER NOT NULL CHECK (typeof(number) = 'integer' AND number > 0),
     first_usage_id INTEGER NOT NULL,
     last_usage_id INTEGER NOT NULL,
-    -- SHA-256 of what was signed, in hex
+    -- SHA-256 of its lines in hex: the same whichever key signs them, and however they are packed
     digest TEXT NOT NULL,
+    -- 1: noted by the replica, and perhaps not written yet; its next export writes it
+    is_pending BOOLEAN NOT NULL DEFAULT 0 CHECK (is_pending IN (0, 1)),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
     UNIQUE (store_id, incarnation, number, digest)
 );
 
 CREATE TABLE ReceivedUsage (
     store_id CHAR(36) NOT NULL,
-    usage_id INTEGER NOT NULL,
-    nonce INTEGER NOT NULL,
-    principal_type TEXT NOT NULL,
-    principal_id INTEGER NOT NULL,
-    account_id INTEGER,
+    usage_id INTEGER NOT NULL CHECK (usage_id > 0),
+    nonce INTEGER NOT NULL CHECK (typeof(nonce) = 'integer'),
+    principal_type TEXT NOT NULL CHECK (principal_type IN ('api_key', 'oauth_client', 'session')),
+    principal_id INTEGER NOT NULL CHECK (typeof(principal_id) = 'integer'),
+    account_id INTEGER CHECK (typeof(account_id) IN ('integer', 'null')),
     amount INTEGER NOT NULL CHECK (typeof(amount) = 'integer' AND amount >= 0),
-    request_id TEXT,
-    occurred_at TIMESTAMP NOT NULL,
+    request_id TEXT
+        CHECK (request_id IS NULL
+               OR (typeof(request_id) = 'text' AND instr(request_id, char(0)) = 0)),
+    occurred_at TIMESTAMP NOT NULL
+        CHECK (occurred_at IS datetime(strftime('%s', occurred_at), 'unixepoch') AND occurred_at GLOB '[12]???-*'),
     received_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
     PRIMARY KEY (store_id, usage_id, nonce)
 ) WITHOUT ROWID;
