@@ -420,11 +420,24 @@ def test_metadata_that_somebody_spoiled_can_be_published_anew(
     with pytest.raises(KeystoreError) as caught:
         shelf.publish()
     assert "--reconcile" in said(caught.value)
-    for spoiled in (path, shelf.folder / "metadata/timestamp.json"):
-        spoiled.unlink(missing_ok=True)
+    (shelf.folder / "metadata/timestamp.json").unlink(missing_ok=True)
     shelf.publish(reconcile=True)
     shelf.pull(replica)
     assert digest_of(replica) == digest_of(shelf.store.file.path)
+
+
+def test_metadata_of_two_states_are_not_mixed(shelf: Shelf) -> None:
+    """Both were signed. On top of the older one there would be a gap in the chain."""
+    shelf.publish()
+    old = shelf.published().targets_version
+    shelf.store.add_plan("later")
+    shelf.publish()
+    metadata = shelf.folder / "metadata"
+    new = shelf.published().targets_version
+    shutil.copy(metadata / f"{old}.targets.json", metadata / f"{new}.targets.json")
+    shelf.store.add_plan("latest")
+    with pytest.raises(UntrustedRepositoryError, match=f"is version {old}"):
+        shelf.publish()
 
 
 def test_two_processes_that_publish_one_store_take_turns(shelf: Shelf) -> None:

@@ -194,8 +194,8 @@ class Repository:
         data, tag = found
         timestamp = self._verified(Timestamp, "timestamp.json", data)
         snapshot_version = timestamp.snapshot_meta.version
-        snapshot = self._load(Snapshot, f"{snapshot_version}.snapshot.json")
-        targets = self._load(Targets, f"{snapshot.meta['targets.json'].version}.targets.json")
+        snapshot = self._load(Snapshot, snapshot_version)
+        targets = self._load(Targets, snapshot.meta["targets.json"].version)
         return Published(
             targets.version,
             snapshot_version,
@@ -207,15 +207,15 @@ class Repository:
             targets.targets,
         )
 
-    def _load(self, kind: type[Signed], name: str) -> Any:
+    def _load(self, kind: type[Signed], version: int) -> Any:
+        name = f"{version}.{kind.type}.json"
         found = self.storage.read(f"metadata/{name}")
         if found is None:
-            raise UntrustedRepositoryError(
-                f"{self.storage.url}: metadata/{name} is missing.",
-                hint="Nothing was published. Somebody removed it: remove metadata/timestamp.json, "
-                "too, then sync again with --reconcile.",
-            )
-        return self._verified(kind, name, found[0])
+            raise _spoiled(self.storage, name, "is missing")
+        signed = self._verified(kind, name, found[0])
+        if signed.version != version:
+            raise _spoiled(self.storage, name, f"is version {signed.version}")
+        return signed
 
     def _verified(self, kind: type[Signed], name: str, data: bytes) -> Any:
         try:
@@ -368,11 +368,17 @@ def newest_root(storage: Storage, first: bytes) -> Root:
 
 
 def _not_signed(storage: Storage, name: str) -> UntrustedRepositoryError:
-    again = "" if name.endswith(".root.json") else ", with --reconcile"
+    return _spoiled(storage, name, "was not signed with this repository's key")
+
+
+def _spoiled(storage: Storage, name: str, what: str) -> UntrustedRepositoryError:
+    if name.endswith(".root.json"):
+        cure = "remove that file, then sync again"
+    else:
+        cure = "remove metadata/timestamp.json, then sync again with --reconcile"
     return UntrustedRepositoryError(
-        f"{storage.url}: metadata/{name} was not signed with this repository's key.",
-        hint="Nothing was published. Somebody else wrote there: find out who, remove that file, "
-        f"then sync again{again}.",
+        f"{storage.url}: metadata/{name} {what}.",
+        hint=f"Nothing was published. Somebody else wrote there: find out who, {cure}.",
     )
 
 
