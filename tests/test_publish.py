@@ -152,25 +152,47 @@ class Publications(RuleBasedStateMachine):
             engine.pull(file, self.hub, "hub:", Report("hub:"))
         assert digest_of(path) == digest_of(self.base / "origin.db")
 
-    @rule()
+    @rule(
+        what=st.sampled_from(["compact", "distrust", "back up", "restore", "lose a file"]),
+        which=which,
+    )
+    def upset(self, what: str, which: int) -> None:
+        """What makes everything be published; one rule, so that it is not done all the time."""
+        match what:
+            case "compact":
+                self.compact()
+            case "distrust":
+                self.lose_faith_in_the_log()
+            case "back up":
+                self.back_up()
+            case "restore":
+                self.restore(which)
+            case _:
+                self.lose_a_file(which)
+
+    @rule(rounds=st.lists(statements, min_size=2, max_size=8), which=which)
+    def publish_often(self, rounds: list[list[tuple[str, int, int, int, int]]], which: int) -> None:
+        for number, writes in enumerate(rounds):
+            self.write(writes, recursive=False)
+            self.publish(None)
+            if number == which:
+                self.pull(which)
+
     def compact(self) -> None:
         compact.compact(self.store.file, lease=timedelta(0))
 
-    @rule()
     def lose_faith_in_the_log(self) -> None:
         conn = self.store.file.conn
         conn.execute("DROP TRIGGER trg_plans_insert")
         conn.execute("INSERT INTO Plans (name) SELECT 'unseen ' || count(*) FROM Plans")
         mend(self.store.file)
 
-    @rule()
     def back_up(self) -> None:
         path = self.base / f"backup-{len(self.backups)}.db"
         with open_store(self.base / "origin.db") as file:
             backup(file, path)
         self.backups.append(path)
 
-    @rule(which=which)
     def restore(self, which: int) -> None:
         """The origin is put back to a backup, and goes on."""
         if not self.backups:
@@ -185,16 +207,10 @@ class Publications(RuleBasedStateMachine):
         self.published = digest_of(path)
         engine.push(self.store.file, self.hub, "hub:", Report("hub:"), reconcile=True)
 
-    @rule(which=which, flip=st.booleans())
-    def lose_a_file(self, which: int, flip: bool) -> None:
-        """Damage what is published; it heals at the next look, and loses nothing."""
+    def lose_a_file(self, which: int) -> None:
+        """Lose what is published; it heals at the next look."""
         found = sorted((self.shelf.folder / "targets").iterdir())
-        lost = found[which % len(found)]
-        if flip:
-            lost.write_bytes(bytes(reversed(lost.read_bytes())))
-            self.shelf.storage.delete(f"targets/{lost.name}")
-        else:
-            lost.unlink()
+        found[which % len(found)].unlink()
         self.clock.advance(hours=1)
         self.publish(None)
 
