@@ -18,7 +18,7 @@ from keystore.sync import engine, repository
 from keystore.sync.files_sink import FileSink
 from keystore.sync.files_source import FileSource
 from keystore.sync.folder import Folder
-from keystore.sync.follow import PUBLISH_SECONDS
+from keystore.sync.follow import SIGN_SECONDS
 
 EDGES = 10_000
 POLLS = 1_440
@@ -26,7 +26,7 @@ POLLS = 1_440
 CHANGES = 1_000
 """A day of the origin."""
 _KEYS = 10_000
-_SIGNED = int(86_400 / PUBLISH_SECONDS)
+_SIGNED = int(86_400 / SIGN_SECONDS)
 """How often an idle origin that follows signs anew in a day."""
 
 

@@ -5,7 +5,8 @@ record as it is now: present means upsert, absent means delete. Many changes to 
 one look, replay is idempotent, and a spurious row is harmless.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,25 @@ def undecodable(conn: "sqlite3.Connection", table: Table) -> int | None:
         conn.text_factory = text_factory
 
 
+@contextmanager
+def naming_undecodable(file: StoreFile, table: Table) -> Iterator[None]:
+    """Say which record of a table it was that could not be read.
+
+    Raises:
+        DamagedStoreError: it holds text that is not UTF-8.
+    """
+    try:
+        yield
+    except db.Error as error:
+        record_id = undecodable(file.conn, table)
+        if record_id is None:
+            raise
+        raise DamagedStoreError(
+            f"{file.path}: {table.name} {record_id} holds text that is not UTF-8.",
+            hint="Correct that row; nothing was pushed.",
+        ) from error
+
+
 class Reader:
     """Reads everything that changed after ``after``, or everything there is (``after=None``).
 
@@ -165,7 +185,7 @@ class Reader:
         self.expected: int | None = None
         """Records to come, as far as the first round can tell; ``None`` before it."""
 
-    def __iter__(self) -> Iterator[Page]:
+    def __iter__(self) -> Generator[Page]:
         with self._file.errors():
             self._file.conn.execute(_Q["create_pending"])
         after, repeats = self._after, False
@@ -222,16 +242,8 @@ class Reader:
         self, conn: "sqlite3.Connection", name: str, table: Table, after: int
     ) -> list[tuple[Any, ...]]:
         window = {"after": after, "limit": self._page_size}
-        try:
+        with naming_undecodable(self._file, table):
             return conn.execute(_fill(name, table), window).fetchall()
-        except db.Error as error:
-            record_id = undecodable(conn, table)
-            if record_id is None:
-                raise
-            raise DamagedStoreError(
-                f"{self._file.path}: {table.name} {record_id} holds text that is not UTF-8.",
-                hint="Correct that row; nothing was pushed.",
-            ) from error
 
 
 def _page(table: Table, found: list[tuple[Any, ...]], repeats: bool) -> Page:

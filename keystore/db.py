@@ -201,6 +201,8 @@ def scratch(conn: "sqlite3.Connection", name: str) -> Iterator[None]:
         try:
             yield
         finally:
+            if conn.in_transaction:  # an error has left it, which "database is locked" would hide
+                conn.execute("ROLLBACK")
             conn.execute(f"DETACH {name}")
     finally:
         Path(place).unlink(missing_ok=True)

@@ -208,6 +208,12 @@ class DecompressionBombError(UntrustedRepositoryError):
     code = "decompression_bomb"
 
 
+class DamagedTargetError(TargetError):
+    """What a target holds of earlier pushes cannot be read; the next push carries everything."""
+
+    code = "damaged_target"
+
+
 class FencedPublisherError(TargetError):
     """Somebody else published while this publication was under way; nothing of it is visible."""
 

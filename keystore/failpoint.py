@@ -46,6 +46,8 @@ FILE_STEPS = (
     "publish.timestamp",
     "download.chunk",
     "download.done",
+    "create.keys",
+    "create.root",
     "rotate.root",
     "rotate.signed",
 )

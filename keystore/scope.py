@@ -5,13 +5,13 @@ brings that plan's row along. So the rows of a scope are always read all, in one
 target compares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from keystore import sql
-from keystore.changelog import PAGE_SIZE, Page, head
+from keystore.changelog import PAGE_SIZE, Page, head, naming_undecodable
 from keystore.clock import utc_text
 from keystore.db import StoreFile, scalar, scratch
-from keystore.tables import TRACKED, Table
+from keystore.tables import TRACKED, Table, WireRow
 
 _Q = sql.named("scope")
 
@@ -31,7 +31,7 @@ class ScopedReader:
         self.counts: dict[str, int] = {}
         self.expected: int | None = None
 
-    def __iter__(self) -> Iterator[Page]:
+    def __iter__(self) -> Generator[Page]:
         conn = self._file.conn
         with self._file.errors(), scratch(conn, "scoped"):
             with self._file.read():
@@ -46,13 +46,15 @@ class ScopedReader:
             self.expected = sum(self.counts.values())
             # The copy is ours: nobody's snapshot is held while a target takes its time.
             for table in TRACKED:
-                after = 0
-                window = {"limit": PAGE_SIZE}
-                while found := conn.execute(
-                    _fill("rows", table), window | {"after": after}
-                ).fetchall():
+                after: int | str | None = 0
+                while found := self._window(table, after):
                     after = found[-1][0]
                     yield Page(table, found)
+
+    def _window(self, table: Table, after: int | str | None) -> list[WireRow]:
+        window = {"after": after, "limit": PAGE_SIZE}
+        with naming_undecodable(self._file, table):
+            return self._file.conn.execute(_fill("rows", table), window).fetchall()
 
 
 def _fill(name: str, table: Table) -> str:

@@ -737,6 +737,25 @@ def test_the_root_file_counts_for_the_first_round_only(
     assert set(given[1:]) == {None}
 
 
+def test_an_idle_publisher_signs_the_time_anew_and_warns_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, keys = tmp_path / "files", tmp_path / "keys"
+    repository.create(Folder(files), keys)
+    targets.sync(store.file, str(files), keys=keys)
+    before, timestamp = set(Folder(files).names()), files / "metadata/timestamp.json"
+    monkeypatch.setattr(repository, "ROOT_WARNING", repository.ROOT_LIFETIME)
+    with InThread(store.file.path, None, target=str(files), keys=keys, poll=0.05) as origin:
+        seen = {timestamp.read_bytes()}
+        for _ in range(3):
+            wait_until(lambda: timestamp.read_bytes() not in seen)
+            seen.add(timestamp.read_bytes())
+    assert set(Folder(files).names()) == before
+    first = origin.next()
+    assert (first.kind, len(first.report.warnings)) == ("following", 1)
+    assert origin.events.empty()
+
+
 def test_waiting_times_double_up_to_a_minute_and_are_spread() -> None:
     assert [backoff(n, 1.0) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert backoff(100_000, 1.0) == 60

@@ -15,7 +15,7 @@ from keystore.cli.common import plural, printable, show_line, wants_json
 from keystore.cli.sync import signing_keys
 from keystore.db import open_store
 from keystore.sync import targets
-from keystore.sync.follow import POLL_SECONDS, Event, Follower, Lag
+from keystore.sync.follow import Event, Follower, Lag
 
 GRACE_SECONDS = 3.0
 """How long a round that is under way may take when the process is to end; a kill harms nothing."""
@@ -54,7 +54,7 @@ def follow_until_signal(
             usage_only=usage_only,
             keys=keys,
             root=root,
-            poll=POLL_SECONDS if poll is None else poll,
+            poll=poll,
         )
         for url, usage_only in _wanted(db_path, target, usage_to)
     ]
@@ -167,6 +167,8 @@ class _Printer:
 
     def _print(self, event: Event) -> None:
         show_line(_as_json(event), _sentence(event), as_json=self._as_json)
+        for warning in () if self._as_json else event.report.warnings:
+            click.echo(f"keystore: warning: {printable(warning)}", err=True)
         if event.error is not None and not self._as_json:
             said = f"{event.report.target}: {event.error.message} Trying again."
             click.echo(f"keystore: {printable(said)}", err=True)

@@ -1,5 +1,6 @@
 """Commands for a repository of signed files: create, info, rotate, renew, gc."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,11 +9,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keystore.cli.common import db_option, json_option, plural, seconds, show, show_pairs
+from keystore import clock
+from keystore.cli.common import (
+    db_option,
+    json_option,
+    plural,
+    printable,
+    seconds,
+    show,
+    show_pairs,
+)
+from keystore.cli.offline import duration
 from keystore.cli.sync import keys_option, read_root, root_option, signing_keys
-from keystore.errors import UnsupportedTargetError
+from keystore.db import open_store
+from keystore.errors import UnsupportedTargetError, WrongRoleError
 from keystore.store import Store
-from keystore.sync import urls
+from keystore.sync import engine, targets, urls
 
 if TYPE_CHECKING:
     from keystore.sync.repository_format import Scope
@@ -67,28 +79,37 @@ def repo_create(
 ) -> None:
     """Make an empty repository at TARGET (file:///…, a path, or s3://…) and the keys that sign it.
 
+    From then on `keystore sync` publishes there. A store may publish to several repositories, each
+    with keys of its own: those in the default folder, or a folder in it, are found by themselves.
+
     \b
     Example:
       keystore repo create file:///srv/keys
       keystore repo create s3://bucket/keys --max-offline 60d
-      keystore repo create /srv/keys/ada --keys ada.keys --account ada@example.org
+      keystore repo create /srv/ada --keys keystore.db.keys/ada --account ada@example.org
     """
     if account is not None and service is not None:
         raise click.UsageError("--account and --service exclude each other.")
-    if not expires > 0 <= max_offline:
-        raise click.UsageError("--expires must be above 0, --max-offline not below.")
     with _files_extra():
         from keystore.sync import repository, repository_keys
         from keystore.sync.storage import storage_of
     url, keys = urls.normalized(target), signing_keys(keys_path, db_path)
-    root = repository.create(
-        storage_of(url),
-        keys,
-        root_key=root_key,
-        lifetime=timedelta(seconds=expires),
-        max_offline=timedelta(seconds=max_offline),
-        scope=_scope(db_path, account, service),
-    )
+    storage = storage_of(url)
+    with Store.open(db_path) as store:
+        if not store.file.info().is_origin:
+            raise WrongRoleError(
+                f"{db_path} is a replica; only an origin publishes.", hint="Run it at the origin."
+            )
+        root = repository.create(
+            storage,
+            keys,
+            root_key=root_key,
+            lifetime=timedelta(seconds=expires),
+            max_offline=timedelta(seconds=max_offline),
+            scope=_scope(store, account, service),
+        )
+        repository_id = repository.identity(storage, root.read_bytes())
+        engine.remember(store.file, repository_id, urls.redacted(url))
     root_key = root_key or repository_keys.root_key_path(keys)
     online = keys / repository_keys.ONLINE_KEY
     show(
@@ -127,7 +148,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
     url = urls.normalized(target)
     root = read_root(root_path)
     if root is None:
-        root = repository_keys.trusted_root(signing_keys(keys_path, db_path))
+        root = repository_keys.trusted_root(_keys_of(target, keys_path, db_path))
     info = repository_info.look(storage_of(url), root)
     show_pairs(
         info,
@@ -135,15 +156,20 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
             ("repository", info.repository_id),
             ("origin", info.origin_id),
             ("carries", info.scope or "everything"),
-            ("as of", f"change {info.as_of_change}, {info.as_of_at}"),
-            ("good until", _until(info.expires_at)),
-            ("max offline", _words(info.max_offline_seconds)),
-            ("root file", f"version {info.root_version}, {_until(info.root_expires_at)}"),
+            ("as of", f"change {info.as_of_change}, {info.as_of_at}" if info.as_of_at else None),
+            ("good until", _until(info.expires_at) or "nothing is published yet"),
+            ("max offline", f"{_words(info.max_offline_seconds)} after that"),
+            (
+                "root file",
+                f"version {info.root_version}, good until {_until(info.root_expires_at)}",
+            ),
             ("keys", f"{info.root_keys} root, {info.online_keys} online"),
-            ("snapshot", f"{info.snapshot_bytes:,} bytes, change {info.snapshot_change}"),
+            ("snapshot", f"{info.snapshot_bytes:,} bytes, as of change {info.snapshot_change}"),
             ("changes", f"{plural(info.segments, 'file')}, {info.segment_bytes:,} bytes"),
         ],
     )
+    for warning in info.warnings:
+        click.echo(f"keystore: warning: {printable(warning)}", err=True)
 
 
 @repo.command("rotate")
@@ -164,8 +190,8 @@ def repo_rotate(
 ) -> None:
     """Replace keys. Replicas follow by themselves: each root file is signed by the one before.
 
-    Needs the root key. What is published is signed anew, and the old key counts no more, once
-    a replica has pulled.
+    Needs the root key. What is published is signed anew, and the old key counts no more, once a
+    replica has pulled. New replicas are given root.json as it is now. Interrupted? Run it again.
 
     \b
     Example:
@@ -174,7 +200,8 @@ def repo_rotate(
     """
     if not (online or root):
         raise click.UsageError("Say which key: --online, --root, or both.")
-    version = _rotate(target, signing_keys(keys_path, db_path), root_key, online=online, root=root)
+    keys = _keys_of(target, keys_path, db_path)
+    version = _rotate(target, keys, root_key, online=online, root=root)
     kinds = " and ".join(kind for kind, is_on in (("online", online), ("root", root)) if is_on)
     show({"root_version": version}, f"Replaced the {kinds} key; root file {version}.")
 
@@ -192,7 +219,7 @@ def repo_renew(db_path: Path, target: str, keys_path: Path | None, root_key: Pat
     Example:
       keystore repo renew file:///srv/keys --root-key /media/safe/root.pem
     """
-    keys = signing_keys(keys_path, db_path)
+    keys = _keys_of(target, keys_path, db_path)
     version = _rotate(target, keys, root_key, online=False, root=False)
     show({"root_version": version}, f"Renewed: root file {version}.")
 
@@ -203,9 +230,9 @@ def repo_renew(db_path: Path, target: str, keys_path: Path | None, root_key: Pat
 @db_option
 @json_option
 def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
-    """Remove what a publisher that was killed has left behind.
+    """Remove now what nobody names any more, if it was noted a day ago; note what is new.
 
-    What a publication replaces goes by itself, a day later: readers that have begun may need it.
+    A sync does the same once an hour: readers that have begun may need what was replaced.
 
     \b
     Example:
@@ -215,14 +242,17 @@ def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
         from keystore.sync.repository import Publisher
         from keystore.sync.repository_keys import alone
         from keystore.sync.storage import storage_of
-    storage, keys = storage_of(urls.normalized(target)), signing_keys(keys_path, db_path)
+    storage, keys = storage_of(urls.normalized(target)), _keys_of(target, keys_path, db_path)
     with alone(keys), storage.lock():
-        removed, noted = Publisher(storage, keys).collect()
-    show(
-        {"removed": removed, "noted": noted},
-        f"Removed {plural(len(removed), 'file')}; "
-        f"{plural(len(noted), 'file')} will go a day after they were found.",
+        publisher = Publisher(storage, keys)
+        swept = publisher.sweep(publisher.read())
+    said = (
+        f"Removed {plural(len(swept.removed), 'file')}; "
+        f"{plural(len(swept.noted), 'file')} will go a day after they were noted."
     )
+    if swept.missing:
+        said += f"\nMissing: {', '.join(swept.missing)}. The next sync publishes everything anew."
+    show(swept, said)
 
 
 def _rotate(target: str, keys: Path, root_key: Path | None, *, online: bool, root: bool) -> int:
@@ -233,21 +263,32 @@ def _rotate(target: str, keys: Path, root_key: Path | None, *, online: bool, roo
     return rotation.rotate(storage, keys, root_key=root_key, online=online, root=root)
 
 
-def _scope(db_path: Path, account: str | None, service: str | None) -> "Scope | None":
+def _scope(store: Store, account: str | None, service: str | None) -> "Scope | None":
     from keystore.sync.repository_format import Scope
 
-    if account is None and service is None:
+    if account is not None:
+        found = store.account(account)
+        return Scope(kind="account", record_id=found.account_id, name=found.email)
+    if service is not None:
+        chosen = store.service(service)
+        return Scope(kind="service", record_id=chosen.service_id, name=chosen.name)
+    return None
+
+
+def _keys_of(target: str, keys_path: Path | None, db_path: Path) -> Path:
+    """Return the folder with a repository's keys; the store, if there is one, knows which it is."""
+    keys = signing_keys(keys_path, db_path)
+    if not db_path.exists():
+        return keys
+    with open_store(db_path) as file:
+        return targets.keys_for(file, target, keys)
+
+
+def _until(text: str | None) -> str | None:
+    if text is None:
         return None
-    with Store.open(db_path) as store:
-        if account is not None:
-            record_id = store.account(account).account_id
-            return Scope(kind="account", record_id=record_id, name=account)
-        record_id = store.service(str(service)).service_id
-        return Scope(kind="service", record_id=record_id, name=str(service))
-
-
-def _until(time: str | None) -> str:
-    return "nothing is published" if time is None else time
+    left = clock.seconds(text) - time.time()
+    return f"{text}, {f'in {duration(left)}' if left > 0 else f'{duration(-left)} ago'}"
 
 
 def _words(count: int) -> str:

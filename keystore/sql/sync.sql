@@ -21,6 +21,9 @@ FROM SyncTargets
 WHERE url IS NOT NULL AND NOT usage_only
 ORDER BY url;
 
+-- name: target_at
+SELECT target_id FROM SyncTargets WHERE url = ?;
+
 -- name: source_state
 SELECT source_state FROM SyncTargets WHERE url = ? AND source_state IS NOT NULL;
 

@@ -13,6 +13,7 @@ the target commits, and the target keeps it with the rows. Afterwards
 
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,12 @@ from keystore import changelog, db, migrate, sql
 from keystore._version import __version__
 from keystore.changelog import Reader
 from keystore.db import StoreFile
-from keystore.errors import ForkedStoreError, IncompleteStateError, WrongRoleError
+from keystore.errors import (
+    DamagedTargetError,
+    ForkedStoreError,
+    IncompleteStateError,
+    WrongRoleError,
+)
 from keystore.failpoint import reached
 from keystore.scope import ScopedReader
 from keystore.sync import digest
@@ -80,6 +86,21 @@ def push(
         ForkedStoreError: another copy of this store has written to the target.
         TargetError: whatever the target says.
     """
+    try:
+        _push(file, sink, url, report, reconcile=reconcile, on_progress=on_progress)
+    except DamagedTargetError:  # once more: it asks for everything now
+        _push(file, sink, url, report, reconcile=reconcile, on_progress=on_progress)
+
+
+def _push(
+    file: StoreFile,
+    sink: Sink,
+    url: str,
+    report: Report,
+    *,
+    reconcile: bool,
+    on_progress: OnProgress,
+) -> None:
     info = file.info()
     if not info.is_origin:
         raise WrongRoleError(
@@ -124,9 +145,10 @@ def push(
         with file.write() as conn:
             conn.execute(_Q["set_pending"], {"pending_token": token, "target_id": sink.target_id})
         reached("push.pending")
-        session.commit(
+        moved = session.commit(
             up_to=reader.up_to, as_of_at=reader.as_of_at, token=token, counts=reader.counts
         )
+        report.pushed = report.pushed if moved is None else moved
         reached("push.staged")
     reached("push.committed")
     _acknowledge_push(file, sink.target_id, reader.up_to, token)
@@ -313,9 +335,10 @@ def _acknowledge_push(file: StoreFile, target_id: str, up_to: int, token: str) -
 
 def _send(reader: Reader | ScopedReader, session: PushSession, on_progress: OnProgress) -> int:
     sent = 0
-    for page in reader:
-        session.send(page)
-        sent += len(page.rows) + len(page.deleted)
-        on_progress(sent, reader.expected)
-        reached("push.page")
+    with closing(iter(reader)) as pages:  # its scratch goes now, not with an error's traceback
+        for page in pages:
+            session.send(page)
+            sent += len(page.rows) + len(page.deleted)
+            on_progress(sent, reader.expected)
+            reached("push.page")
     return sent

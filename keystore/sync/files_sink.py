@@ -8,6 +8,7 @@ back further, as far as it is smaller than the snapshot: who has that much needs
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -15,7 +16,13 @@ from tuf.api.metadata import TargetFile
 
 from keystore import db
 from keystore.changelog import Page
-from keystore.errors import ForeignOriginError, TargetNotReadyError
+from keystore.errors import (
+    DamagedTargetError,
+    ForeignOriginError,
+    IncompleteStateError,
+    TargetNotReadyError,
+    UntrustedRepositoryError,
+)
 from keystore.sync import repository_keys, segments, snapshot
 from keystore.sync.digest import Bucket
 from keystore.sync.downloads import downloaded
@@ -45,6 +52,7 @@ class FileSink:
 
     def __init__(self, storage: Storage, keys: Path) -> None:
         self._storage, self._keys = storage, keys
+        self._is_damaged = False
 
     @property
     def target_id(self) -> str:
@@ -59,15 +67,34 @@ class FileSink:
             repository_keys.alone(self._keys),
             self._storage.lock(),
             tempfile.TemporaryDirectory(prefix="keystore-") as scratch,
-            FilePush(Publisher(self._storage, self._keys), origin, Path(scratch)) as session,
+            FilePush(
+                Publisher(self._storage, self._keys),
+                origin,
+                Path(scratch),
+                is_damaged=self._is_damaged,
+            ) as session,
         ):
-            yield session
+            try:
+                yield session
+            except (UntrustedRepositoryError, IncompleteStateError, TargetNotReadyError) as error:
+                if session.is_anew:
+                    raise
+                self._is_damaged = True
+                raise DamagedTargetError(
+                    f"{self._storage.url}: what was published cannot be read: {error.message}",
+                    hint="Run the same command again: everything is published anew.",
+                ) from error
 
 
 class FilePush:
-    """One push; see :class:`keystore.sync.protocols.PushSession`."""
+    """One push; see :class:`keystore.sync.protocols.PushSession`.
 
-    def __init__(self, publisher: Publisher, origin: Origin, scratch: Path) -> None:
+    ``is_damaged`` says that what is published cannot be read.
+    """
+
+    def __init__(
+        self, publisher: Publisher, origin: Origin, scratch: Path, *, is_damaged: bool
+    ) -> None:
         self.origin = origin
         self._publisher, self._storage, self._scratch = publisher, publisher.storage, scratch
         self._last = publisher.read()
@@ -76,27 +103,32 @@ class FilePush:
         self._staging: Staging | None = None
         self._ends = ExitStack()
         self._is_everything = False
+        self._moved: int | None = None
         self._files: dict[str, Path] = {}
-        if self._held is not None and self._held.info.origin_id != origin.store_id:
+        held, scope, stamp = self._held, publisher.terms.scope, self._last.stamp
+        if held is not None and held.info.origin_id != origin.store_id:
             raise ForeignOriginError(
-                f"{self._storage.url} carries origin {self._held.info.origin_id}, "
-                f"not {origin.store_id}.",
+                f"{self._storage.url} carries origin {held.info.origin_id}, not {origin.store_id}.",
                 hint="One repository serves one origin: create another.",
             )
-        self._is_usable = (
-            # otherwise everything is published anew
-            self._held is not None
-            and self._held.info.schema_version == origin.schema_version
-            and self._storage.has(file_name(self._held.snapshot))
+        missing: list[str] = []
+        if publisher.is_sweep_due(self._last):
+            missing = publisher.sweep(self._last).missing
+        is_damaged = is_damaged or (
+            held is not None and bool(missing or not self._storage.has(file_name(held.snapshot)))
         )
-        scope = publisher.terms.scope
-        stamp = self._last.stamp
+        self._is_scoped = scope is not None
+        # (then nothing that is published is needed)
+        self.is_anew = (
+            held is None or is_damaged or held.info.schema_version != origin.schema_version
+        )
+        lost = f"{self._storage.url}: files were missing or damaged; everything is published anew."
         self.state = TargetState(
             acknowledged_change=stamp.up_to if stamp else 0,
             token=stamp.push_token if stamp else None,
-            wants_everything=scope is not None or not self._is_usable,
+            wants_everything=self._is_scoped or self.is_anew,
             scope=(scope.kind, scope.record_id) if scope else None,
-            warnings=publisher.warnings,
+            warnings=publisher.warnings + ((lost,) if is_damaged else ()),
         )
 
     def __enter__(self) -> Self:
@@ -112,10 +144,10 @@ class FilePush:
         return iter(())
 
     def highest_ids(self) -> PageCounts:
-        """Return the highest ids in the published state."""
-        conn = db.connect(self._state_file()) if self._is_usable else None
-        if conn is None:
+        """Return the highest ids in the published state; none of what cannot be read."""
+        if self._held is None or self.is_anew:
             return {}
+        conn = db.connect(self._state_file())
         try:
             return {t.name: db.scalar(conn, snapshot.fill("highest_id", t)) or 0 for t in TRACKED}
         finally:
@@ -124,6 +156,10 @@ class FilePush:
     def start_over(self) -> None:
         self._drop()
         self._is_everything = True
+        # What differs from the last publication is not all that a replica may lack, which got its
+        # state elsewhere meanwhile, from a hub: a record may have changed there, and back. So the
+        # chain begins anew. A part of the rows comes from here only, and always as everything.
+        self.is_anew = self.is_anew or not self._is_scoped
 
     def send(self, page: Page) -> None:
         staging, conn = self._open()
@@ -131,14 +167,15 @@ class FilePush:
         staging.add(page)
         conn.execute("COMMIT")
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> int | None:
         stamp = Stamp(up_to=up_to, as_of_at=as_of_at, push_token=token, counts=dict(counts))
         targets = dict(self._last.targets)
-        if self._held is None or not self._is_usable:
+        if self._held is None or self.is_anew:
             targets = self._targets(self._new_state(stamp), ())
         elif (segment := self._segment(stamp)) is not None:
             targets = self._with(self._held, segment, stamp)
         self._publisher.publish(self._last, stamp, targets, self._files)
+        return self._moved
 
     def _drop(self) -> None:
         self._staging = None
@@ -148,13 +185,15 @@ class FilePush:
 
     def _open(self) -> "tuple[Staging, sqlite3.Connection]":
         if self._staging is None or self._conn is None:
-            if self._is_everything and self._is_usable:
-                path = self._state_file()
-            else:
+            if self.is_anew:
                 path = self._scratch / "staged.sqlite"
                 path.unlink(missing_ok=True)
                 snapshot.build(path, self.origin)
-            self._conn = snapshot.open_scratch(path)
+                self._conn = snapshot.open_scratch(path)
+            elif self._is_everything:
+                self._conn = snapshot.open_scratch(self._state_file())
+            else:
+                self._conn = db.connect_memory()
             self._ends.callback(self._conn.close)
             self._staging = self._ends.enter_context(staged(self._conn))
         return self._staging, self._conn
@@ -168,11 +207,19 @@ class FilePush:
             conn.execute("BEGIN")
             staging.reduce_to_differences()
             conn.execute("COMMIT")
+            self._moved = 0
         # (from the end of the chain: what was stamped since without a segment has changed nothing)
         after = self._held.up_to if self._held else 0
-        pages = staging.pages()
+        pages = self._counted(staging.pages())
         first = next(pages, None)
-        return None if first is None else self._write(_chain(first, pages), after, stamp.up_to, 0)
+        return None if first is None else self._write(chain([first], pages), after, stamp.up_to, 0)
+
+    def _counted(self, pages: Iterator[Page]) -> Iterator[Page]:
+        """Count what differs, where everything was sent."""
+        for page in pages:
+            if self._moved is not None:
+                self._moved += len(page.rows) + len(page.deleted)
+            yield page
 
     def _write(self, pages: Iterator[Page], after: int, up_to: int, level: int) -> Segment:
         name = changes_name(after, up_to)
@@ -197,10 +244,12 @@ class FilePush:
                 *changes[merge.stop :],
             )
         now = State(held.snapshot, held.info, changes)
-        if sum(one.target.length for one in now.since_snapshot) > held.snapshot.length:
+        if sum(one.target.length for one in now.since_snapshot) > segments.room(
+            held.snapshot.length
+        ):
             fresh = self._new_state(stamp, now)
             now = State(fresh.snapshot, fresh.info, changes)
-        room = now.snapshot.length
+        room = segments.room(now.snapshot.length)
         kept: list[Segment] = []
         for one in reversed(changes):
             room -= one.target.length
@@ -284,8 +333,3 @@ class FilePush:
             snapshot.unpacked(packed, path, state.info)
         snapshot.apply(path, self._pages(state.since_snapshot))
         return path
-
-
-def _chain(first: Page, rest: Iterator[Page]) -> Iterator[Page]:
-    yield first
-    yield from rest

@@ -84,9 +84,15 @@ class Folder:
 
     def names(self) -> Iterator[str]:
         """Yield the names of all files, without drafts and the lock."""
-        for path in sorted(self.path.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(self.path).as_posix()
+
+        def stop(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # it is gone, or was never there
+                raise _unavailable(error)
+
+        for place, _, names in os.walk(self.path, onerror=stop):
+            for name in names:
+                if not name.startswith("."):
+                    yield (Path(place) / name).relative_to(self.path).as_posix()
 
     def delete(self, name: str) -> None:
         """Remove a file."""
@@ -108,6 +114,9 @@ class Folder:
             raise _unavailable(error) from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            for folder in ("metadata", "targets"):
+                for draft in (self.path / folder).glob(".*.draft"):
+                    draft.unlink(missing_ok=True)  # of a publisher that was killed
             yield
 
     def _write(

@@ -22,6 +22,7 @@ from keystore.errors import (
     CompactedLogError,
     DiskFullError,
     ExpiredRepositoryError,
+    FencedPublisherError,
     IncompleteStateError,
     KeystoreError,
     StaleTargetError,
@@ -35,8 +36,10 @@ from keystore.sync.protocols import News, Target
 
 POLL_SECONDS = 30.0
 """How often everything is looked at, whether or not there was news."""
-PUBLISH_SECONDS = 600.0
-"""The same where an origin publishes files: all that is new then is the time, signed."""
+PUBLISH_SECONDS = 1.0
+"""How often files are published at most: what each publication replaces stays for a day."""
+SIGN_SECONDS = 300.0
+"""How often an origin signs files anew that have not changed: each time every edge asks for more."""
 TICK_SECONDS = 0.1
 """How often the file is asked whether anybody has committed; 2 µs each."""
 USAGE_SECONDS = 1.0
@@ -47,6 +50,7 @@ PASSING = (
     CompactedLogError,
     DiskFullError,
     ExpiredRepositoryError,
+    FencedPublisherError,
     IncompleteStateError,
     StaleTargetError,
     StoreBusyError,
@@ -88,8 +92,9 @@ class Event:
     """Something to tell an operator.
 
     ``kind`` is ``following`` after the first round, ``synced`` after a round that moved something,
-    ``lost`` with the ``error`` when rounds began to fail (or fail otherwise now), and ``back`` when
-    they succeed again.
+    ``lost`` with the ``error`` when rounds began to fail (or fail otherwise now), ``back`` when
+    they succeed again, and ``warned`` after a round whose only news is the report's warnings; each
+    warning is told once.
     """
 
     kind: str
@@ -117,7 +122,8 @@ class Follower:
         usage_only: only hand usage up.
         keys: see :func:`keystore.sync.targets.opened`; ``root`` too, which counts for the first
             round and is remembered from then on.
-        poll: seconds between two full rounds when there is no news.
+        poll: seconds between two full rounds when there is no news; by default
+            ``POLL_SECONDS``, or ``SIGN_SECONDS`` where an origin publishes files.
         gives_up: whether an error that will not pass by itself ends :meth:`run`. If not, it is
             tried again as well, rarely.
         opened: opens the target.
@@ -132,7 +138,7 @@ class Follower:
         usage_only: bool = False,
         keys: Path | None = None,
         root: bytes | None = None,
-        poll: float = POLL_SECONDS,
+        poll: float | None = None,
         gives_up: bool = True,
         opened: Opener = targets.opened,
     ) -> None:
@@ -145,6 +151,7 @@ class Follower:
         self._has_begun = False
         self._failures = 0
         self._lost: str | None = None
+        self._warned: tuple[str, ...] = ()
         self._announced = 0
         self._has_hub = True
         self._target_id: str | None = None
@@ -193,12 +200,11 @@ class Follower:
             self._has_hub = target.hub is not None
             self._target_id = None if known is None else known.target_id
             self._announced = 0
-            poll = self._poll
-            if info.is_origin and not self._has_hub:
-                poll = max(poll, PUBLISH_SECONDS)
             # Before the first round, so that what it does not bring is heard of.
             watch = target.hub.watch(info.origin_id) if target.hub else None
-            rounds, poll_at, usage_at = 0, 0.0, 0.0
+            is_publisher = info.is_origin and not self._has_hub
+            poll = self._poll or (SIGN_SECONDS if is_publisher else POLL_SECONDS)
+            rounds, poll_at, push_at, usage_at = 0, 0.0, 0.0, 0.0
             is_called, seen = False, None
             while not self._stop.is_set() and identity(self._path) == followed:
                 with eye.errors():
@@ -206,12 +212,15 @@ class Follower:
                 if version != seen:
                     seen, self._lag = version, self._look(file)
                 now = time.monotonic()
-                if is_called or now >= poll_at or (info.is_origin and self._lag.changes):
+                has_changed = info.is_origin and self._lag.changes and now >= push_at
+                if is_called or now >= poll_at or has_changed:
                     if rounds and target.hub is None:
                         return  # a repository is opened anew, with what is remembered of it
                     self._round(file, target)
                     rounds, is_called, seen = rounds + 1, False, None
-                    poll_at, usage_at = time.monotonic() + poll, time.monotonic() + USAGE_SECONDS
+                    now = time.monotonic()
+                    poll_at, usage_at = now + poll, now + USAGE_SECONDS
+                    push_at = now if self._has_hub else now + PUBLISH_SECONDS
                 elif target.hub and self._lag.usage and now >= usage_at:
                     self._round(file, target, whole=False)
                     usage_at, seen = time.monotonic() + USAGE_SECONDS, None
@@ -240,12 +249,17 @@ class Follower:
         self._lag = self._look(file)
         was_lost, self._lost = self._lost, None
         has_begun, self._has_begun = self._has_begun, True
+        warnings, self._warned = self._warned, report.warnings
+        if warnings == report.warnings:
+            report.warnings = ()  # it was said
         if was_lost:
             self._on_event(Event("back", report, self._lag))
         elif not has_begun:
             self._on_event(Event("following", report, self._lag))
         elif report.pushed or report.pulled or report.usage or report.revocations:
             self._on_event(Event("synced", report, self._lag))
+        elif report.warnings:
+            self._on_event(Event("warned", report, self._lag))
 
     def _concerns(self, file: StoreFile, news: News) -> bool:
         """Whether a round is due because of the hub's news."""

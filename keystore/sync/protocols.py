@@ -76,11 +76,12 @@ class PushSession(Protocol):
     def send(self, page: Page) -> None:
         """Take one page; nothing of it is visible before the commit."""
 
-    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> None:
+    def commit(self, *, up_to: int, as_of_at: str, token: str, counts: PageCounts) -> int | None:
         """Make the pages the target's state, together with the acknowledgement and the token.
 
         ``counts`` is what the origin has now. It is kept for the replicas: a target that loses
-        rows later is noticed by them.
+        rows later is noticed by them. Returns how many records were others than before, where the
+        target compares.
         """
 
 
@@ -92,7 +93,11 @@ class Sink(Protocol):
         """The identity that the target states itself; a target made anew has a new one."""
 
     def push(self, origin: Origin) -> AbstractContextManager[PushSession]:
-        """Start a push; leaving the block without a commit changes nothing."""
+        """Start a push; leaving the block without a commit changes nothing.
+
+        Raises:
+            DamagedTargetError: inside the block; the next push is asked for everything.
+        """
 
 
 def _no_digests() -> Buckets | None:

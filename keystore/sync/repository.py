@@ -4,14 +4,14 @@ Order makes a publication atomic for readers: first the content-addressed files,
 that name them, version by version, and last ``timestamp.json``, the only file that is replaced. It
 also keeps publishers apart: who finds another timestamp than the one it began with has lost.
 
-What a publication no longer names stays for a day (:data:`RETENTION`), for readers that have begun.
+Versions follow the clock, in milliseconds. So who lost the state of the repository, or finds it put
+back to an older one, can publish what replicas accept: a higher version than any they have seen.
 """
 
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ from keystore.errors import (
     AlreadyExistsError,
     FencedPublisherError,
     ForeignRootError,
+    InvalidInputError,
     TargetNotReadyError,
     UntrustedRepositoryError,
 )
 from keystore.failpoint import reached
-from keystore.sync import repository_keys
+from keystore.sync import repository_keys, retention
 from keystore.sync.repository_format import FIELD, Scope, Stamp, Terms, stamp_of, terms_of
+from keystore.sync.retention import Swept
 from keystore.sync.storage import Storage
 
 ROOT_LIFETIME = timedelta(days=2 * 365)
@@ -45,13 +47,13 @@ LIFETIME = timedelta(days=7)
 """Default: publish more often than this; past it, replicas refuse to pull, and live on grace."""
 MAX_OFFLINE = timedelta(days=30)
 """Default: how long a replica goes on after that."""
+LONGEST = timedelta(days=10 * 365)
+"""Of both, so that no sum of them leaves the calendar."""
 ROOT_WARNING = timedelta(days=60)
-RETENTION = timedelta(days=1)
 
 ONLINE_ROLES = (Targets.type, Snapshot.type, Timestamp.type)
 _SLOW = 4
 """Targets and snapshot metadata live so many lifetimes, so that an idle publication is one file."""
-_RETIRED = "retired.json"
 
 
 @dataclass(slots=True)
@@ -95,25 +97,46 @@ def create(
 ) -> Path:
     """Make an empty repository and its two private keys; return where the root file is.
 
+    One that was interrupted is done again.
+
     Raises:
-        AlreadyExistsError: there is a repository, or a key.
+        AlreadyExistsError: there is a repository or something else, or a key.
+        InvalidInputError: the keys cannot be written there; a time is out of range.
         UnsupportedTargetError: two publishers would overwrite each other there.
     """
-    taken = AlreadyExistsError(
-        f"{storage.url} is a repository already.", hint="Choose another place."
-    )
-    # First, because a bucket may say 403 of what is missing: then it has shown that we may read.
-    storage.prepare()
-    if storage.has("metadata/1.root.json"):
-        raise taken
-    online = repository_keys.make(keys / repository_keys.ONLINE_KEY)
-    signer = repository_keys.make(root_key or repository_keys.root_key_path(keys))
+    if not (timedelta(0) < lifetime <= LONGEST and timedelta(0) <= max_offline <= LONGEST):
+        raise InvalidInputError(
+            "the lifetime of a publication is above 0, the time offline is not below, and "
+            f"neither is longer than {LONGEST.days} days.",
+            hint="Choose other times (--expires, --max-offline).",
+        )
     terms = Terms(
         repository_id=uuid.uuid4(),
         lifetime_seconds=int(lifetime.total_seconds()),
         max_offline_seconds=int(max_offline.total_seconds()),
         scope=scope,
     )
+    root_key = root_key or repository_keys.root_key_path(keys)
+    # First, because a bucket may say 403 of what is missing: then it has shown that we may read.
+    storage.prepare()
+    found = storage.read("metadata/1.root.json")
+    begun = repository_keys.begun_root(keys)
+    # What was interrupted after its last step but one only needs that one.
+    if found is None or found[0] != begun or not _is_alike(terms_of(begun), terms):
+        if found is not None:
+            raise _taken(storage)
+        if next(iter(storage.names()), None) is not None:
+            raise AlreadyExistsError(
+                f"{storage.url} is not empty.",
+                hint="Choose another place: what is no longer needed there is removed.",
+            )
+        _begin(storage, keys, root_key, terms)
+    reached("create.root")
+    return repository_keys.finish(keys, root_key)
+
+
+def _begin(storage: Storage, keys: Path, root_key: Path, terms: Terms) -> None:
+    online, signer = repository_keys.make_first(keys, root_key)
     root = Root(
         expires=expiry(ROOT_LIFETIME),
         consistent_snapshot=True,
@@ -125,11 +148,20 @@ def create(
     metadata = Metadata(root)
     metadata.sign(signer)
     data = metadata.to_bytes()
+    repository_keys.begin(keys, data)
+    reached("create.keys")
     if not storage.create("metadata/1.root.json", data):
-        raise taken
-    place = keys / repository_keys.ROOT_FILE
-    place.write_bytes(data)
-    return place
+        raise _taken(storage)
+
+
+def _is_alike(one: Terms, other: Terms) -> bool:
+    return one == other.model_copy(update={"repository_id": one.repository_id})
+
+
+def _taken(storage: Storage) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"{storage.url} is a repository already.", hint="Choose another place."
+    )
 
 
 class Repository:
@@ -145,6 +177,18 @@ class Repository:
         self.root = newest_root(storage, first_root)
         self.terms = Terms.model_validate(self.root.unrecognized_fields[FIELD])
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What somebody should see to, before readers are stopped by it."""
+        found = []
+        left = self.root.expires - retention.now()
+        if left <= ROOT_WARNING:
+            when = f"expires in {left.days} days" if left > timedelta(0) else "has expired"
+            found.append(f"its root file {when}; replicas stop then: run `keystore repo renew`")
+        if len(self.root.roles[Targets.type].keyids) > 1:
+            found.append("the old online key still counts: run `keystore repo renew`")
+        return tuple(f"{self.storage.url}: {text} with the root key." for text in found)
+
     def read(self) -> Published:
         """Read what was published last, and check that it was signed with a key that counts."""
         found = self.storage.read("metadata/timestamp.json")
@@ -153,8 +197,8 @@ class Repository:
         data, tag = found
         timestamp = self._verified(Timestamp, "timestamp.json", data)
         snapshot_version = timestamp.snapshot_meta.version
-        snapshot = self._load(Snapshot, f"{snapshot_version}.snapshot.json")
-        targets = self._load(Targets, f"{snapshot.meta['targets.json'].version}.targets.json")
+        snapshot = self._load(Snapshot, snapshot_version)
+        targets = self._load(Targets, snapshot.meta["targets.json"].version)
         return Published(
             targets.version,
             snapshot_version,
@@ -166,14 +210,15 @@ class Repository:
             targets.targets,
         )
 
-    def _load(self, kind: type[Signed], name: str) -> Any:
+    def _load(self, kind: type[Signed], version: int) -> Any:
+        name = f"{version}.{kind.type}.json"
         found = self.storage.read(f"metadata/{name}")
         if found is None:
-            raise UntrustedRepositoryError(
-                f"{self.storage.url}: metadata/{name} is missing.",
-                hint="Restore the repository, or make a new one.",
-            )
-        return self._verified(kind, name, found[0])
+            raise _spoiled(self.storage, name, "is missing")
+        signed = self._verified(kind, name, found[0])
+        if signed.version != version:
+            raise _spoiled(self.storage, name, f"is version {signed.version}")
+        return signed
 
     def _verified(self, kind: type[Signed], name: str, data: bytes) -> Any:
         try:
@@ -194,18 +239,16 @@ class Publisher(Repository):
 
     def __init__(self, storage: Storage, keys: Path) -> None:
         super().__init__(storage, repository_keys.trusted_root(keys))
-        self._signer = repository_keys.load(
+        self.signer = repository_keys.load(
             keys / repository_keys.ONLINE_KEY, self.root.roles[Targets.type].keyids
         )
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What somebody should see to, before readers are stopped by it."""
-        left = self.root.expires - datetime.now(UTC)
-        if left > ROOT_WARNING:
-            return ()
-        text = f"{self.storage.url}: its root file expires in {left.days} days, and replicas stop "
-        return (text + "then: run `keystore repo renew` with the root key.",)
+    def is_sweep_due(self, last: Published) -> bool:
+        """Whether the ``last`` publication was made in another hour than this."""
+        lifetime = timedelta(seconds=self.terms.lifetime_seconds)
+        return last.timestamp_expires is not None and retention.is_due(
+            last.timestamp_expires - lifetime
+        )
 
     def publish(
         self,
@@ -225,26 +268,26 @@ class Publisher(Repository):
             self.storage.put(file_name(targets[name]), path)
         reached("publish.files")
         lifetime = timedelta(seconds=self.terms.lifetime_seconds)
-        now = Published(last.targets_version, last.snapshot_version, targets=dict(targets))
+        fresh = Published(last.targets_version, last.snapshot_version, targets=dict(targets))
         if (
             sign_all
-            or now.targets != last.targets
+            or fresh.targets != last.targets
             or last.targets_expires is None
             or last.targets_expires < expiry(lifetime)
         ):
             expires = expiry(_SLOW * lifetime)
-            now.targets_version = self._create(
-                Targets(last.targets_version + 1, expires=expires, targets=now.targets)
+            fresh.targets_version = self._create(
+                Targets(_after(last.targets_version), expires=expires, targets=fresh.targets)
             )
-            meta = {"targets.json": MetaFile(now.targets_version)}
-            now.snapshot_version = self._create(
-                Snapshot(last.snapshot_version + 1, expires=expires, meta=meta)
+            meta = {"targets.json": MetaFile(fresh.targets_version)}
+            fresh.snapshot_version = self._create(
+                Snapshot(_after(last.snapshot_version), expires=expires, meta=meta)
             )
             reached("publish.metadata")
         timestamp = Timestamp(
-            last.timestamp_version + 1,
+            _after(last.timestamp_version),
             expires=expiry(lifetime),
-            snapshot_meta=MetaFile(now.snapshot_version),
+            snapshot_meta=MetaFile(fresh.snapshot_version),
             unrecognized_fields={FIELD: stamp.model_dump(mode="json")},
         )
         data = self._signed(timestamp)
@@ -255,48 +298,10 @@ class Publisher(Repository):
                 "find the other, then run the same command again.",
             )
         reached("publish.timestamp")
-        if last.names - now.names:
-            self.retire(last.names - now.names, now.names)
 
-    def retire(self, names: set[str], in_use: set[str]) -> list[str]:
-        """Note files that nobody needs any more, and remove those that were noted long enough ago.
-
-        Returns the names of those that were removed.
-        """
-        found = self.storage.read(_RETIRED)
-        noted: dict[str, str] = json.loads(found[0]) if found else {}
-        now = datetime.now(UTC)
-        for name in names:
-            noted.setdefault(name, now.isoformat(timespec="seconds"))
-        kept, removed = {}, []
-        for name, since in noted.items():
-            if name in in_use:
-                continue
-            if datetime.fromisoformat(since) <= now - RETENTION:
-                self.storage.delete(name)
-                removed.append(name)
-            else:
-                kept[name] = since
-        data = json.dumps(kept, indent=1).encode()
-        self.storage.replace(_RETIRED, data, found[1] if found else None)
-        return removed
-
-    def collect(self) -> tuple[list[str], list[str]]:
-        """Note files that no state names, as a killed publisher leaves them, and remove old ones.
-
-        Returns the names that were removed, and those that will be.
-        """
-        in_use = self.read().names
-        kept = {"metadata/timestamp.json"} | in_use
-        found = {
-            name
-            for name in self.storage.names()
-            if name.startswith(("metadata/", "targets/"))
-            and name not in kept
-            and not name.endswith(".root.json")
-        }
-        removed = self.retire(found, in_use)
-        return removed, sorted(found - set(removed))
+    def sweep(self, last: Published) -> Swept:
+        """Remove what the ``last`` publication does not name; see :mod:`.retention`."""
+        return retention.sweep(self.storage, last.names)
 
     def sign_anew(self) -> None:
         """Publish what is there under new signatures, if anything is."""
@@ -314,7 +319,7 @@ class Publisher(Repository):
 
     def _signed(self, signed: Signed) -> bytes:
         metadata: Metadata[Any] = Metadata(signed)
-        metadata.sign(self._signer)
+        metadata.sign(self.signer)
         return metadata.to_bytes()
 
 
@@ -325,14 +330,15 @@ def identity(storage: Storage, first: bytes) -> str:
         TargetNotReadyError: no repository here.
         ForeignRootError: another repository.
     """
-    found = storage.read("metadata/1.root.json")
-    if found is None:
+    terms = terms_of(first)  # refuses what is none of ours
+    version = Metadata[Root].from_bytes(first).signed.version
+    found = storage.read(f"metadata/{version}.root.json")
+    if found is None and not storage.has("metadata/1.root.json"):
         raise TargetNotReadyError(
             f"{storage.url} is not a keystore repository yet.",
             hint="Run `keystore repo create` with the same URL.",
         )
-    terms = terms_of(first)  # refuses what is none of ours
-    if found[0] != first:
+    if found is None or found[0] != first:
         raise ForeignRootError(
             f"{storage.url} is another repository than this root file is for.",
             hint="Check the URL and what `keystore repo create` wrote (--keys, --root).",
@@ -351,25 +357,38 @@ def newest_root(storage: Storage, first: bytes) -> Root:
     identity(storage, first)
     newest = Metadata[Root].from_bytes(first)
     while (found := storage.read(f"metadata/{newest.signed.version + 1}.root.json")) is not None:
+        name = f"{newest.signed.version + 1}.root.json"
         try:
             following = Metadata[Root].from_bytes(found[0])
             newest.verify_delegate(Root.type, following)
             following.verify_delegate(Root.type, following)
         except (RepositoryError, ValueError) as error:
-            raise _not_signed(storage, f"{newest.signed.version + 1}.root.json") from error
+            raise _not_signed(storage, name) from error
         if following.signed.version != newest.signed.version + 1:
-            raise _not_signed(storage, f"{newest.signed.version + 1}.root.json")
+            raise _not_signed(storage, name)
         newest = following
     return newest.signed
 
 
 def _not_signed(storage: Storage, name: str) -> UntrustedRepositoryError:
+    return _spoiled(storage, name, "was not signed with this repository's key")
+
+
+def _spoiled(storage: Storage, name: str, what: str) -> UntrustedRepositoryError:
+    if name.endswith(".root.json"):
+        cure = "remove that file, then sync again"
+    else:
+        cure = "remove metadata/timestamp.json, then sync again with --reconcile"
     return UntrustedRepositoryError(
-        f"{storage.url}: metadata/{name} was not signed with this repository's key.",
-        hint="Somebody else wrote here: restore the repository, or make a new one.",
+        f"{storage.url}: metadata/{name} {what}.",
+        hint=f"Nothing was published. Somebody else wrote there: find out who, {cure}.",
     )
 
 
 def expiry(delta: timedelta) -> datetime:
     """Return the end of a time that begins now."""
-    return datetime.now(UTC).replace(microsecond=0) + delta
+    return retention.now().replace(microsecond=0) + delta
+
+
+def _after(version: int) -> int:
+    return max(version + 1, int(retention.now().timestamp() * 1000))

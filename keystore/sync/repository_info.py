@@ -34,6 +34,7 @@ class RepositoryInfo:
     snapshot_bytes: int = 0
     segments: int = 0
     segment_bytes: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def look(storage: Storage, first_root: bytes) -> RepositoryInfo:
@@ -53,6 +54,7 @@ def look(storage: Storage, first_root: bytes) -> RepositoryInfo:
         root_expires_at=utc_text(root.expires.timestamp()),
         root_keys=len(root.roles[Root.type].keyids),
         online_keys=len(root.roles[Targets.type].keyids),
+        warnings=found.warnings,
     )
     state = read_state(last.targets)
     if state is None or last.stamp is None or last.timestamp_expires is None:

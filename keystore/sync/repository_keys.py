@@ -6,7 +6,7 @@ keys count; it is needed again only to change that, and belongs on a medium that
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
 from keystore.errors import AlreadyExistsError, InvalidInputError, TargetNotReadyError
+from keystore.sync.repository_format import terms_of
 
 ONLINE_KEY = "online.pem"
 ROOT_KEY = "root.pem"
 ROOT_FILE = "root.json"
-"""The first root file, which replicas are given to trust, and publishers trust themselves: what
-lies in a bucket may have been put there by somebody else."""
+"""The newest root file, which replicas are given to trust, and publishers trust themselves: what
+lies in a bucket may have been put there by somebody else, with a root key that was replaced."""
 ROOT_FOLDER = "offline"
 """Where the root key is written, in the folder of the keys: apart, so that it can be taken away."""
 
@@ -73,36 +74,88 @@ def _no_keys(path: Path, error: OSError) -> TargetNotReadyError:
     )
 
 
-def make(path: Path) -> CryptoSigner:
-    """Make a key, in a folder of mode 0700.
+def folder_of(keys: Path, repository_id: str) -> Path:
+    """Return ``keys``, or the folder in it, whose keys are those of a repository.
+
+    If there is none, return ``keys``: what is wrong shows there.
+    """
+    for folder in (keys, *sorted(keys.glob("*/"))):
+        with suppress(InvalidInputError, TargetNotReadyError):  # it holds something else
+            if str(terms_of(trusted_root(folder)).repository_id) == repository_id:
+                return folder
+    return keys
+
+
+def make_first(keys: Path, root_key: Path) -> tuple[CryptoSigner, CryptoSigner]:
+    """Make an online key and a root key; :func:`finish` puts them into place.
 
     Raises:
-        AlreadyExistsError: there is one.
+        AlreadyExistsError: there are some.
+        InvalidInputError: they cannot be written.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    signer = CryptoSigner.generate_ed25519()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise AlreadyExistsError(
-            f"{path}: a key is there already.", hint="Choose another folder with --keys."
-        ) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(signer.private_bytes)
-        file.flush()
-        os.fsync(file.fileno())
-    return signer
+    for path in (keys / ROOT_FILE, keys / ONLINE_KEY, root_key):
+        if path.exists():
+            raise AlreadyExistsError(
+                f"{path} is there already, of another repository.",
+                hint="Choose a folder of its own with --keys: if it lies in the default folder, "
+                "a plain `keystore sync` finds it.",
+            )
+    return make_next(keys / ONLINE_KEY), make_next(root_key)
+
+
+def begun_root(keys: Path) -> bytes:
+    """Read the root file of :func:`begin`, empty if there is none."""
+    path = _next(keys / ROOT_FILE)
+    return path.read_bytes() if path.exists() else b""
+
+
+def begin(keys: Path, root: bytes) -> None:
+    """Write the root file that belongs to keys that were just made."""
+    _write(_next(keys / ROOT_FILE), root, 0o644)
+
+
+def finish(keys: Path, root_key: Path) -> Path:
+    """Put the keys that were just made, and last their root file, into place; return its path."""
+    for path in (keys / ONLINE_KEY, root_key, keys / ROOT_FILE):
+        take_next(path)
+    return keys / ROOT_FILE
+
+
+def trust(keys: Path, root: bytes) -> None:
+    """Make a root file the one to trust from now on."""
+    begin(keys, root)
+    take_next(keys / ROOT_FILE)
 
 
 def make_next(path: Path) -> CryptoSigner:
-    """Make the key that is to follow the one at ``path``; a forgotten attempt is replaced."""
-    _next(path).unlink(missing_ok=True)
-    return make(_next(path))
+    """Make the key that is to follow the one at ``path``; a forgotten attempt is replaced.
+
+    Raises:
+        InvalidInputError: it cannot be written.
+    """
+    signer = CryptoSigner.generate_ed25519()
+    _write(_next(path), signer.private_bytes, 0o600)
+    return signer
 
 
 def take_next(path: Path) -> None:
-    """Put the key of :func:`make_next` into its place."""
-    _next(path).replace(path)
+    """Put what was made to follow the file at ``path`` into its place."""
+    with suppress(FileNotFoundError):  # it is there already: done before, or by another process
+        _next(path).replace(path)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path}: {error.strerror}.", hint="Choose another place (--keys, --root-key)."
+        ) from error
 
 
 def load(path: Path, trusted: list[str]) -> CryptoSigner:
@@ -113,11 +166,9 @@ def load(path: Path, trusted: list[str]) -> CryptoSigner:
     Raises:
         InvalidInputError: there is none, or it is another repository's.
     """
-    if _next(path).exists():
-        following = _load(_next(path))
-        if following.public_key.keyid in trusted:
+    with suppress(InvalidInputError):  # there is none, or its maker was killed
+        if _load(_next(path)).public_key.keyid in trusted:
             take_next(path)
-            return following
     signer = _load(path)
     if signer.public_key.keyid not in trusted:
         raise InvalidInputError(

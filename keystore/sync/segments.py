@@ -78,6 +78,11 @@ def read(packed: IO[bytes], length: int) -> Iterator[Page]:
         yield page
 
 
+def room(snapshot: int) -> int:
+    """Return how many bytes of changes may follow a snapshot of some length, and precede it."""
+    return snapshot
+
+
 def to_merge(changes: Sequence[Segment]) -> slice | None:
     """Return which neighbours to merge into one, or ``None``.
 

@@ -91,6 +91,7 @@ def opened(
                 with file.errors():
                     state = scalar(file.conn, _Q["source_state"], redacted(url))
                     beside = file.path
+                keys = keys_for(file, url, keys) if keys is not None else None
             opened_target = FileRepository(url, keys=keys, root=root, state=state, beside=beside)
         case scheme:
             raise UnsupportedTargetError(
@@ -101,6 +102,19 @@ def opened(
         yield opened_target
     finally:
         opened_target.close()
+
+
+def keys_for(file: StoreFile, target: str, keys: Path) -> Path:
+    """Return the folder with the keys of the repository that the store knows at a URL.
+
+    That is ``keys`` itself, or a folder in it. What lies at the URL now is not asked: somebody may
+    have put another of our repositories there, to be sent what belongs into that.
+    """
+    from keystore.sync import repository_keys
+
+    with file.errors():
+        known = scalar(file.conn, _Q["target_at"], redacted(normalized(target)))
+    return keys if known is None else repository_keys.folder_of(keys, known)
 
 
 def sync(

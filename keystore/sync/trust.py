@@ -75,9 +75,10 @@ def tuf_errors(
     try:
         yield
     except exceptions.ExpiredMetadataError as error:
+        command = "keystore repo renew" if "root" in str(error) else "keystore sync"
         raise ExpiredRepositoryError(
             f"the repository's signatures have expired ({error}).",
-            hint=f"Run `keystore sync` at the origin, then try again; {_STAYS}.",
+            hint=f"Run `{command}` at the origin, then try again; {_STAYS}.",
         ) from error
     except exceptions.DownloadLengthMismatchError as error:
         raise OversizedFileError(
