@@ -41,7 +41,8 @@ keys_option = click.option(
     "--poll",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="With --follow: how often to look even if there was no news. Default: 30, or 300 to publish files.",
+    help="With --follow: how often to look even if there was no news. Default: 30; to publish "
+    "files, 300.",
 )
 @click.option(
     "--reconcile",

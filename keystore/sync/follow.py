@@ -39,7 +39,7 @@ POLL_SECONDS = 30.0
 PUBLISH_SECONDS = 1.0
 """How often files are published at most: what each publication replaces stays for a day."""
 SIGN_SECONDS = 300.0
-"""How often an origin signs files anew that have not changed: each time every edge asks for more."""
+"""How often an origin signs files anew that have not changed: every edge asks for more then."""
 TICK_SECONDS = 0.1
 """How often the file is asked whether anybody has committed; 2 µs each."""
 USAGE_SECONDS = 1.0
