@@ -31,7 +31,7 @@ from keystore.errors import (
     TargetUnavailableError,
     WrongRoleError,
 )
-from keystore.sync.storage import missing
+from keystore.sync.storage import bounded, missing
 from keystore.sync.urls import redacted
 
 _CHUNK = 1 << 20
@@ -65,7 +65,8 @@ class ObjectStorage:
         try:
             with self._errors():
                 got = obstore.get(self._store, name)
-                return bytes(got.bytes()), got.meta["e_tag"] or ""
+                chunks = map(bytes, got.stream(min_chunk_size=_CHUNK))
+                return bounded(self, name, chunks), got.meta["e_tag"] or ""
         except _MISSING:
             return None
 

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from keystore import db, migrate, sql
 from keystore.changelog import PAGE_SIZE, Page
-from keystore.errors import IncompleteStateError, KeystoreError
+from keystore.errors import DiskFullError, IncompleteStateError, KeystoreError
 from keystore.sync.packing import pack, unpack
 from keystore.sync.protocols import Origin, PageCounts
 from keystore.sync.repository_format import SnapshotInfo
@@ -43,7 +43,15 @@ def unpacked(packed: IO[bytes], path: Path, info: SnapshotInfo) -> None:
     unpack(packed, path, info.length)
     try:
         with db.open_store(path, any_version=True) as file:
-            version = db.versions(file.conn)[1]
+            conn = file.conn
+            # Nothing of this file has been read yet, and who signed it may be a thief. What it
+            # brings must not act, and its indexes must not find what its rows do not say.
+            conn.execute("PRAGMA trusted_schema = OFF")
+            if any(kind in {"trigger", "view"} for kind, _ in migrate.schema_of(conn)):
+                raise _not_ours("it has triggers or views")
+            if (found := db.scalar(conn, _Q["check"])) != "ok":
+                raise _not_ours(found)
+            version = db.versions(conn)[1]
         if version < db.SCHEMA_VERSION:
             migrate.upgrade(path)
         with db.open_store(path) as file:
@@ -59,13 +67,16 @@ def unpacked(packed: IO[bytes], path: Path, info: SnapshotInfo) -> None:
             for kind, name in found:
                 if kind == "table" and name not in _OURS and db.scalar(conn, _any_row(name)):
                     raise _not_ours(f"there are rows in {name}")
+            conn.execute(_Q["forget_sequences"])
             info_row = file.info()
             if info_row.is_origin or info_row.origin_id != info.origin_id:
                 raise _not_ours("it is another store's")
-    except IncompleteStateError:
+    except (IncompleteStateError, DiskFullError):
         raise
     except KeystoreError as error:
         raise _not_ours(error.message) from error
+    except db.Error as error:
+        raise _not_ours(str(error)) from error
 
 
 def open_scratch(path: Path) -> "sqlite3.Connection":

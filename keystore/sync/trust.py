@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuf.api import exceptions
-from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 from tuf.ngclient import Updater
 
 from keystore.errors import (
@@ -21,7 +21,7 @@ from keystore.errors import (
     TargetUnavailableError,
     UntrustedRepositoryError,
 )
-from keystore.sync.repository_format import SNAPSHOT_NAME, State, Terms, read_state, terms_of
+from keystore.sync.repository_format import State, Terms, read_state, terms_of
 from keystore.sync.storage import BASE_URL, Storage, StorageFetcher
 
 _STAYS = "this replica stays as it was"
@@ -42,19 +42,20 @@ class Trusted:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         with tuf_errors(storage, root, folder):
-            self._updater = Updater(
+            Updater(
                 str(folder),
                 f"{BASE_URL}metadata/",
                 fetcher=StorageFetcher(storage),
                 bootstrap=root,
-            )
-            self._updater.refresh()
+            ).refresh()
         newest = max(folder.glob("root_history/*.root.json"), key=_version)
         self.root = Metadata[Root].from_file(str(newest)).signed
         self.terms: Terms = terms_of(newest.read_bytes())
         self.timestamp: Timestamp = (
             Metadata[Timestamp].from_file(str(folder / "timestamp.json")).signed
         )
+        # (read here, because the client would follow delegations, which keystore never makes)
+        self._targets = Metadata[Targets].from_file(str(folder / "targets.json")).signed.targets
         found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
         self.files = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in found
@@ -62,17 +63,7 @@ class Trusted:
 
     def state(self) -> State | None:
         """Return what the repository offers; ``None`` if nothing was published yet."""
-        targets: dict[str, TargetFile] = {}
-        snapshot = self._updater.get_targetinfo(SNAPSHOT_NAME)
-        if snapshot is not None:
-            custom = snapshot.unrecognized_fields.get("custom")
-            names = custom.get("changes") if isinstance(custom, dict) else None
-            targets[SNAPSHOT_NAME] = snapshot
-            for name in names if isinstance(names, list) else ():
-                target = self._updater.get_targetinfo(name) if isinstance(name, str) else None
-                if target is not None:
-                    targets[name] = target
-        return read_state(targets)
+        return read_state(self._targets)
 
 
 @contextmanager
@@ -83,9 +74,12 @@ def tuf_errors(
     try:
         yield
     except exceptions.ExpiredMetadataError as error:
+        is_root = "root" in str(error)
+        command = "keystore repo renew" if is_root else "keystore sync"
         raise ExpiredRepositoryError(
-            f"the repository's signatures have expired ({error}).",
-            hint=f"Run `keystore sync` at the origin, then try again; {_STAYS}.",
+            f"the repository's {'root file has' if is_root else 'signatures have'} expired "
+            f"({_brief(error)}).",
+            hint=f"Run `{command}` at the origin, then try again; {_STAYS}.",
         ) from error
     except exceptions.DownloadLengthMismatchError as error:
         raise OversizedFileError(
@@ -96,11 +90,11 @@ def tuf_errors(
         # (python-tuf has one class for both)
         if "must be >=" in str(error):
             raise RolledBackRepositoryError(
-                f"the repository offers an older state than this replica has seen ({error}).",
+                f"the repository offers an older state than this replica has seen ({_brief(error)}).",
                 hint=f"Somebody put it back: publish anew from the origin; {_STAYS}.",
             ) from error
         raise MixedRepositoryError(
-            f"the repository mixes metadata of different states ({error}).",
+            f"the repository mixes metadata of different states ({_brief(error)}).",
             hint=f"Publish anew, or restore the repository whole; {_STAYS}.",
         ) from error
     except exceptions.UnsignedMetadataError as error:
@@ -111,19 +105,19 @@ def tuf_errors(
         raise _unsigned(error) from error
     except exceptions.DownloadHTTPError as error:
         raise TargetNotReadyError(
-            f"the repository lacks a file ({error}).",
+            f"the repository lacks a file ({_brief(error)}).",
             hint="Check the URL; publish from the origin first.",
         ) from error
     except exceptions.DownloadError as error:
         raise TargetUnavailableError(
-            f"the repository cannot be reached ({error.__cause__ or error}).",
+            f"the repository cannot be reached ({_brief(error.__cause__ or error)}).",
             hint="Nothing is lost; try again later.",
         ) from error
 
 
 def _unsigned(error: Exception) -> UntrustedRepositoryError:
     return UntrustedRepositoryError(
-        f"the repository is not signed by who this replica trusts ({error}).",
+        f"the repository is not signed by who this replica trusts ({_brief(error)}).",
         hint=f"Check the URL and the root file (--root); {_STAYS}.",
     )
 
@@ -140,8 +134,10 @@ def _distrusted(
         )
     found = storage.read("metadata/timestamp.json")
     signers = _key_ids(found[0]) if found is not None else set()
-    for path in folder.glob("root_history/*.root.json"):
-        if signers & Metadata[Root].from_file(str(path)).signed.keys.keys():
+    roots = sorted(folder.glob("root_history/*.root.json"), key=_version)
+    keys = [set(Metadata[Root].from_file(str(path)).signed.keys) for path in roots]
+    for earlier in keys[:-1]:
+        if signers & earlier - keys[-1]:
             return RevokedKeyError(
                 "the repository is signed with a key that was replaced.",
                 hint="Somebody has the old key: publish anew with the new one, and look who "
@@ -160,8 +156,13 @@ def _repository_id(data: bytes) -> Any:
 def _key_ids(data: bytes) -> set[str]:
     try:
         return {str(signature["keyid"]) for signature in json.loads(data)["signatures"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return set()
+
+
+def _brief(error: BaseException) -> str:
+    """(part of it may be what somebody else wrote)"""
+    return " ".join(str(error).split())[:200]
 
 
 def _version(path: Path) -> int:
