@@ -13,9 +13,9 @@ from tuf.api.metadata import TargetFile
 from keystore import Store, Validator, db
 from keystore.db import open_store
 from keystore.doctor import examine
-from keystore.sync import digest, packing, repository, snapshot, targets
+from keystore.sync import digest, packing, repository, segments, snapshot, targets
 from keystore.sync.folder import Folder
-from keystore.sync.repository_format import SNAPSHOT_NAME, ChangesInfo, Stamp
+from keystore.sync.repository_format import SNAPSHOT_NAME, ChangesInfo, Stamp, read_state
 
 if TYPE_CHECKING:
     import sqlite3
@@ -56,8 +56,9 @@ class Site:
     def file_of(self, name: str) -> Path:
         """Where a target lies: the snapshot, or the newest segment (``changes``)."""
         found = self.published().targets
-        key = SNAPSHOT_NAME if name == SNAPSHOT_NAME else list(found)[-1]
-        return self.folder / repository.file_name(found[key])
+        if name != SNAPSHOT_NAME:
+            name = found[SNAPSHOT_NAME].unrecognized_fields["custom"]["changes"][-1]
+        return self.folder / repository.file_name(found[name])
 
 
 def everything_of(path: Path) -> Any:
@@ -92,7 +93,7 @@ def put_back(folder: Path, beside: Path) -> Iterator[Callable[[], None]]:
     shutil.copytree(folder, beside, symlinks=True)
 
     def restore() -> None:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(beside, folder, symlinks=True)
 
     yield restore
@@ -150,11 +151,6 @@ class Forgery:
         with path.open("rb") as file:
             return list(packing.unpack_lines(file, info.length))
 
-    def only_snapshot(self) -> None:
-        """Make it a repository without segments, so that everything comes from the snapshot."""
-        with self.database():
-            pass
-
     @contextmanager
     def database(self) -> "Iterator[sqlite3.Connection]":
         """Change the published state with SQL, and make it the snapshot, without segments."""
@@ -162,9 +158,6 @@ class Forgery:
         info = snapshot.SnapshotInfo.model_validate(self.snapshot)
         with (self.site.folder / repository.file_name(state[SNAPSHOT_NAME])).open("rb") as packed:
             snapshot.unpacked(packed, path, info)
-        from keystore.sync import segments
-        from keystore.sync.repository_format import read_state
-
         offered = read_state(self.site.published().targets)
         assert offered is not None
         for one in offered.since_snapshot:

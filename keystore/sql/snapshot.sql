@@ -12,9 +12,6 @@ SELECT EXISTS (SELECT 1 FROM {table});
 -- name: highest_id
 SELECT max({id}) FROM {table};
 
--- name: check
-PRAGMA integrity_check(1);
-
 -- name: forget_sequences
 -- (a replica gives no ids in the tables that travel; in the others it starts anew)
 DELETE FROM sqlite_sequence WHERE name NOT IN (

@@ -176,12 +176,23 @@ def _shared(folder: Path) -> Iterator[IO[str]]:
     """Make a folder, or join those who use it: who is alone there may clear it away."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with suppress(FileNotFoundError), (folder / _LOCK).open("a") as lock:
+        try:
+            lock = (folder / _LOCK).open("a")
+        except FileNotFoundError:
+            continue
+        with lock:
             _lock(lock, shared=True)
-            # (it may have been cleared away between the opening and the lock)
-            if (folder / _LOCK).stat().st_ino == os.fstat(lock.fileno()).st_ino:
+            if _is_at(folder / _LOCK, lock):
                 yield lock
                 return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """(it may have been cleared away between the opening and the lock)"""
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: IO[Any], *, shared: bool = False) -> None:
