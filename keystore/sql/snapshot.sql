@@ -13,8 +13,8 @@ SELECT EXISTS (SELECT 1 FROM {table});
 SELECT max({id}) FROM {table};
 
 -- name: forget_sequences
--- (a replica gives no ids in the tables that travel; in the others it starts anew)
-DELETE FROM sqlite_sequence WHERE name NOT IN (
-    'Plans', 'Accounts', 'Services', 'APIKeyStatuses', 'APIKeys', 'APIKeyServiceQuotas',
-    'APIKeyStatusEvents', 'OAuthClients'
-);
+DELETE FROM sqlite_sequence;
+
+-- name: set_sequence
+INSERT INTO sqlite_sequence (name, seq)
+SELECT '{table}', highest FROM (SELECT max({id}) AS highest FROM {table}) WHERE highest IS NOT NULL;

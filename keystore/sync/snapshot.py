@@ -63,9 +63,13 @@ def unpacked(packed: IO[bytes], path: Path, info: SnapshotInfo) -> None:
             if found != {key: text for key, text in expected.items() if key[0] != "trigger"}:
                 raise _not_ours("its schema is another")
             for kind, name in found:
-                if kind == "table" and name not in _OURS and db.scalar(conn, _any_row(name)):
+                if kind == "table" and name not in _OURS and db.scalar(conn, fill("any_row", name)):
                     raise _not_ours(f"there are rows in {name}")
-            conn.execute(_Q["forget_sequences"])
+            if db.scalar(conn, fill("count", "StoreInfo")) != 1:
+                raise _not_ours("it says twice, or not at all, whose it is")
+            conn.execute(_Q["forget_sequences"])  # the next id of some table may be past all ids
+            for table in TRACKED:
+                conn.execute(fill("set_sequence", table))
             info_row = file.info()
             if info_row.is_origin or info_row.origin_id != info.origin_id:
                 raise _not_ours("it is another store's")
@@ -140,13 +144,11 @@ def pages_of(path: Path) -> Iterator[Page]:
         conn.close()
 
 
-def fill(name: str, table: Table) -> str:
-    """Return a statement of snapshot.sql for one table."""
+def fill(name: str, table: Table | str) -> str:
+    """Return a statement of snapshot.sql for one table; a name will do where no column is asked."""
+    if isinstance(table, str):
+        return _Q[name].format(table=table)
     return _Q[name].format(table=table.name, id=table.id, columns=table.column_list)
-
-
-def _any_row(table: str) -> str:
-    return _Q["any_row"].format(table=table)
 
 
 def _not_ours(why: str) -> IncompleteStateError:
