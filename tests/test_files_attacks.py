@@ -19,6 +19,7 @@ from keystore.sync.folder import Folder
 from keystore.sync.repository_format import SNAPSHOT_NAME
 from keystore.tokens import hash_token, new_token
 from tests.signed import Forgery, Site, everything_of, forge, is_clean, put_back
+from tests.webserver import serving
 
 Attack = Callable[[Site], object]
 
@@ -835,6 +836,34 @@ def test_a_damaged_snapshot_that_was_signed_passes_nobody(site: Site) -> None:
         site.replicate(new)
         with Validator(new) as validator:
             assert not validator.check(site.token).allowed
+
+
+@pytest.mark.parametrize(
+    "endless", ["timestamp.json", "2.root.json", "snapshot.json", "targets.json", "changes-"]
+)
+def test_a_server_that_streams_for_ever_is_hung_up_on(site: Site, endless: str) -> None:
+    with serving(site.folder) as server, open_store(site.replica) as file:
+        targets.sync(file, server.url, root=site.root)
+        site.store.add_plan("later")
+        site.publish()
+        server.endless = endless
+        with pytest.raises(KeystoreError) as caught:
+            targets.sync(file, server.url)
+        assert caught.value.code == "oversized_file"
+        assert server.sent["endless"] < 50_000_000
+        server.endless = ""
+        targets.sync(file, server.url)
+
+
+def test_looking_for_the_reason_of_a_refusal_reads_no_endless_answer(site: Site) -> None:
+    """The reply to an unsigned timestamp is another look at files that nobody has signed."""
+    with serving(site.folder) as server, open_store(site.replica) as file:
+        targets.sync(file, server.url, root=site.root)
+        change_the_stamp(site)
+        server.endless = "1.root.json"
+        with pytest.raises(KeystoreError) as caught:
+            targets.sync(file, server.url)
+        assert caught.value.code == "oversized_file"
 
 
 def test_a_replica_names_the_attack_on_one_line_and_exits_1(site: Site) -> None:

@@ -18,7 +18,9 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    GenericError,
     NotFoundError,
+    NotSupportedError,
     PermissionDeniedError,
     PreconditionError,
     UnauthenticatedError,
@@ -72,14 +74,27 @@ class ObjectStorage:
 
     def chunks(self, name: str, offset: int = 0) -> Iterator[bytes]:
         """Yield an object's bytes from ``offset`` on."""
-        options: Any = {"range": {"offset": offset}} if offset else None
         try:
             with self._errors():
-                got = obstore.get(self._store, name, options=options)
+                skip, got = self._from(name, offset)
                 for chunk in got.stream(min_chunk_size=_CHUNK):
-                    yield bytes(chunk)
+                    yield bytes(chunk)[skip:]
+                    skip = max(0, skip - len(chunk))
         except _MISSING as error:
             raise missing(self, name) from error
+
+    def _from(self, name: str, offset: int) -> tuple[int, Any]:
+        """Get an object from ``offset`` on; return also how many bytes to skip all the same."""
+        if offset:
+            options: Any = {"range": {"offset": offset}}
+            try:
+                return 0, obstore.get(self._store, name, options=options)
+            except NotSupportedError:
+                pass  # a web server without ranges
+            except GenericError as error:
+                if "416" not in str(error):  # (the object is shorter than that)
+                    raise
+        return offset, obstore.get(self._store, name)
 
     def has(self, name: str) -> bool:
         """Whether there is such an object."""
