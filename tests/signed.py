@@ -15,7 +15,13 @@ from keystore.db import open_store
 from keystore.doctor import examine
 from keystore.sync import digest, packing, repository, segments, snapshot, targets
 from keystore.sync.folder import Folder
-from keystore.sync.repository_format import SNAPSHOT_NAME, ChangesInfo, Stamp, read_state
+from keystore.sync.repository_format import (
+    SNAPSHOT_NAME,
+    ChangesInfo,
+    SnapshotInfo,
+    Stamp,
+    read_state,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -155,7 +161,7 @@ class Forgery:
     def database(self) -> "Iterator[sqlite3.Connection]":
         """Change the published state with SQL, and make it the snapshot, without segments."""
         state, path = self.site.published().targets, self.scratch / "forged.sqlite"
-        info = snapshot.SnapshotInfo.model_validate(self.snapshot)
+        info = SnapshotInfo.model_validate(self.snapshot)
         with (self.site.folder / repository.file_name(state[SNAPSHOT_NAME])).open("rb") as packed:
             snapshot.unpacked(packed, path, info)
         offered = read_state(self.site.published().targets)

@@ -460,7 +460,7 @@ def a_header(**changes: object) -> Attack:
         forgery.put_segment([json.dumps(said).encode() + b"\n", *rest])
 
     attack = forging(edit)
-    attack.__name__ = f"header-{list(changes)[0]}"
+    attack.__name__ = f"header-{next(iter(changes))}"
     return attack
 
 
@@ -742,7 +742,14 @@ def nothing(path: Path) -> None:
     (on_database("UPDATE StoreInfo SET role = 'origin'"), "incomplete_state", WHOLE),
     (on_database(f"UPDATE StoreInfo SET origin_id = '{'0' * 36}'"), "incomplete_state", WHOLE),
     (on_database("DELETE FROM StoreInfo"), "incomplete_state", WHOLE),
-    (on_database("INSERT INTO StoreInfo SELECT 2, 'x', role, incarnation, origin_id, token_prefix, as_of_change, as_of_at, origin_incarnation, valid_until, max_offline_seconds, clock_mark, replaying, log_horizon, compacted_to, created_at FROM StoreInfo"), "incomplete_state", WHOLE),  # noqa: E501
+    (
+        on_database(
+            "INSERT INTO StoreInfo (store_info_id, store_id, role, incarnation, origin_id,"
+            " token_prefix) SELECT 2, 'x', role, 'x', origin_id, 'x_' FROM StoreInfo"
+        ),
+        "incomplete_state",
+        WHOLE,
+    ),
     (on_database("DELETE FROM APIKeys"), "incomplete_state", WHOLE),
     (on_database(then=no_database), "incomplete_state", WHOLE),
     (on_database(then=nothing), "incomplete_state", WHOLE),

@@ -162,14 +162,9 @@ def damage(site: Published, folder: Path, what: str) -> None:
                 (folder / f"{'0' * 64}.part").write_bytes(whole)
             case "half":
                 part.write_bytes(whole[: size // 2])
-            case "read only":
-                part.write_bytes(b"")
-                part.chmod(0o400)
 
 
-@pytest.mark.parametrize(
-    "what", ["zeros", "zeros in it", "longer", "another version", "half", "read only"]
-)
+@pytest.mark.parametrize("what", ["zeros", "zeros in it", "longer", "another version", "half"])
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_whatever_lies_in_the_place_of_a_download_is_not_taken_for_it(
     site: Published, server: WebServer, edge: Path, what: str, knows_ranges: bool
@@ -285,7 +280,7 @@ print(json.dumps(found))
 def test_memory_does_not_grow_with_the_number_of_keys(
     site: Published, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    large = Published(tmp_path_factory.mktemp("large"), 200_000, 150_000)
+    large = Published(tmp_path_factory.mktemp("large"), 150_000, 50_000)
     peaks = []
     for one in (site, large):
         with serving(one.folder) as server:
@@ -302,6 +297,5 @@ def test_memory_does_not_grow_with_the_number_of_keys(
             assert one.is_at(new)
             assert one.is_at(old)
             peaks.append(json.loads(done.stdout))
-    print(peaks)
-    # (most of it are the page caches of two connections, 64 MiB each, which a small store cannot fill)
+    # (most of it are page caches, 64 MiB each, which a small store does not fill)
     assert peaks[1]["sync"] - peaks[1]["start"] < 256, peaks

@@ -4,6 +4,7 @@ What was fetched lies beside the replica, under its hash, until the replica has 
 that was killed leaves it there, and the next one goes on where it ended.
 """
 
+import errno
 import glob
 import hashlib
 import importlib.util
@@ -21,7 +22,9 @@ from keystore.db import remove_files
 from keystore.errors import (
     AlteredFileError,
     DiskFullError,
+    KeystoreError,
     OversizedFileError,
+    StoreExistsError,
     SwappedFileError,
     TruncatedFileError,
     UntrustedRepositoryError,
@@ -156,8 +159,12 @@ def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[P
     with _shared(folder) as lock:
         kept = {_LOCK, *(_part(target) for target in wanted)}
         try:
-            yield folder
+            with _disk_errors(folder):
+                yield folder
             kept.clear()
+        except StoreExistsError:
+            kept.clear()  # somebody else has made that replica meanwhile
+            raise
         finally:
             with suppress(BlockingIOError):  # somebody else is still at it
                 _lock(lock)
@@ -169,6 +176,22 @@ def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[P
                 for path in folder.glob("*"):
                     if path.name not in kept:
                         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(
+                f"{folder}: there is no room left on the disk.",
+                hint="Nothing was changed; make room, then run the same command again.",
+            ) from error
+        raise KeystoreError(
+            f"{error.filename or folder}: {error.strerror}.",
+            hint="Check the folder and its permissions; nothing was changed.",
+        ) from error
 
 
 @contextmanager

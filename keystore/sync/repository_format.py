@@ -221,7 +221,9 @@ def read_state(targets: dict[str, TargetFile]) -> State | None:
         _refuse_unsafe(target)
         custom = target.unrecognized_fields.get("custom")
         segments.append(Segment(target, _validated(ChangesInfo, custom, name)))
-        before = segments[-2].info.up_to if segments[:-1] else min(info.up_to, segments[0].info.after)
+        before = (
+            segments[-2].info.up_to if segments[:-1] else min(info.up_to, segments[0].info.after)
+        )
         if not before == segments[-1].info.after < segments[-1].info.up_to:
             raise _incomplete(f"what comes before {name}")
     state = State(snapshot, info, tuple(segments))

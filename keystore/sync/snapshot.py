@@ -9,7 +9,13 @@ from typing import IO, TYPE_CHECKING
 
 from keystore import db, migrate, sql
 from keystore.changelog import PAGE_SIZE, Page
-from keystore.errors import DiskFullError, IncompleteStateError, KeystoreError
+from keystore.errors import (
+    ConstraintError,
+    DamagedStoreError,
+    DiskFullError,
+    IncompleteStateError,
+    KeystoreError,
+)
 from keystore.sync.packing import pack, unpack
 from keystore.sync.protocols import Origin, PageCounts
 from keystore.sync.repository_format import SnapshotInfo
@@ -92,18 +98,14 @@ def open_scratch(path: Path) -> "sqlite3.Connection":
 
 def apply(path: Path, changes: Iterable[Page]) -> None:
     """Bring a state file forward by changes."""
-    conn = open_scratch(path)
-    try:
-        with staged(conn) as staging:
-            conn.execute("BEGIN")
-            for page in changes:
-                staging.add(page)
-            staging.apply()
-            conn.execute("COMMIT")
-    except db.Error as error:
-        raise _not_ours(str(error)) from error
-    finally:
-        conn.close()
+    with db.StoreFile(path, open_scratch(path)) as file:
+        try:
+            with file.errors(), staged(file.conn) as staging, file.write():
+                for page in changes:
+                    staging.add(page)
+                staging.apply()
+        except (ConstraintError, DamagedStoreError) as error:
+            raise _not_ours(error.message) from error
 
 
 def pack_state(path: Path, packed: Path, counts: PageCounts) -> int:
