@@ -1,4 +1,4 @@
-"""What the tests of signed files share: an origin, its repository, replicas, and who attacks them."""
+"""What the tests of signed files share: an origin, its repository, a replica, and a thief."""
 
 import copy
 import shutil

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -871,6 +872,34 @@ def test_looking_for_the_reason_of_a_refusal_reads_no_endless_answer(site: Site)
         with pytest.raises(KeystoreError) as caught:
             targets.sync(file, server.url)
         assert caught.value.code == "oversized_file"
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [(SNAPSHOT_NAME, change_a_byte), ("changes", change_a_byte), ("changes", remove_it)],
+)
+def test_an_origin_that_finds_its_files_damaged_says_how_to_go_on(
+    site: Site, name: str, act: Callable[[Site, Path], None]
+) -> None:
+    site.store.add_plan("first")
+    site.publish()
+    act(site, site.file_of(name))
+    with pytest.raises(KeystoreError) as caught:
+        for number in range(40):  # until segments are merged, or a new snapshot is due
+            site.store.add_plan(f"plan {number}")
+            site.publish()
+    found = re.search(r"Remove (targets/\S+) there", caught.value.hint)
+    assert found, caught.value
+    (site.folder / found[1]).unlink()
+    site.publish()
+    site.pull()
+    everything_of(site.replica)
+
+
+def test_an_origin_publishes_a_snapshot_that_was_removed_anew(site: Site) -> None:
+    site.file_of(SNAPSHOT_NAME).unlink()
+    site.publish()
+    site.replicate(site.replica.with_name("new.db"))
 
 
 def test_a_replica_names_the_attack_on_one_line_and_exits_1(site: Site) -> None:

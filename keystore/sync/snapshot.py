@@ -59,32 +59,38 @@ def unpacked(packed: IO[bytes], path: Path, info: SnapshotInfo) -> None:
         if version < db.SCHEMA_VERSION:
             migrate.upgrade(path)
         with db.open_store(path) as file:
-            conn = file.conn
-            conn.execute("PRAGMA journal_mode = DELETE")
-            found = migrate.schema_of(conn)
-            for kind, name in [key for key in found if key[0] == "trigger"]:
-                conn.execute(f'DROP TRIGGER "{name}"')
-                del found[kind, name]
-            expected = migrate.expected_schema(is_replica=True)
-            if found != {key: text for key, text in expected.items() if key[0] != "trigger"}:
-                raise _not_ours("its schema is another")
-            for kind, name in found:
-                if kind == "table" and name not in _OURS and db.scalar(conn, fill("any_row", name)):
-                    raise _not_ours(f"there are rows in {name}")
-            if db.scalar(conn, fill("count", "StoreInfo")) != 1:
-                raise _not_ours("it says twice, or not at all, whose it is")
-            conn.execute(_Q["forget_sequences"])  # the next id of some table may be past all ids
-            for table in TRACKED:
-                conn.execute(fill("set_sequence", table))
-            info_row = file.info()
-            if info_row.is_origin or info_row.origin_id != info.origin_id:
-                raise _not_ours("it is another store's")
+            _strip(file, info)
     except (IncompleteStateError, DiskFullError):
         raise
     except KeystoreError as error:
         raise _not_ours(error.message) from error
     except db.Error as error:
         raise _not_ours(str(error)) from error
+
+
+def _strip(file: db.StoreFile, info: SnapshotInfo) -> None:
+    """Leave nothing but the rows of an origin, its schema and our own word of whose they are."""
+    conn = file.conn
+    conn.execute("PRAGMA journal_mode = DELETE")
+    found = migrate.schema_of(conn)
+    for kind, name in [key for key in found if key[0] == "trigger"]:
+        conn.execute(f'DROP TRIGGER "{name}"')
+        del found[kind, name]
+    expected = migrate.expected_schema(is_replica=True)
+    if found != {key: text for key, text in expected.items() if key[0] != "trigger"}:
+        raise _not_ours("its schema is another")
+    for kind, name in found:
+        if kind == "table" and name not in _OURS and db.scalar(conn, fill("any_row", name)):
+            raise _not_ours(f"there are rows in {name}")
+    if db.scalar(conn, fill("count", "StoreInfo")) != 1:
+        raise _not_ours("it says twice, or not at all, whose it is")
+    with file.write():
+        conn.execute(_Q["forget_sequences"])  # (one may say that a table has no ids left)
+        for table in TRACKED:
+            conn.execute(fill("set_sequence", table))
+    info_row = file.info()
+    if info_row.is_origin or info_row.origin_id != info.origin_id:
+        raise _not_ours("it is another store's")
 
 
 def open_scratch(path: Path) -> "sqlite3.Connection":

@@ -90,7 +90,8 @@ def tuf_errors(
         # (python-tuf has one class for both)
         if "must be >=" in str(error):
             raise RolledBackRepositoryError(
-                f"the repository offers an older state than this replica has seen ({_brief(error)}).",
+                "the repository offers an older state than this replica has seen "
+                f"({_brief(error)}).",
                 hint=f"Somebody put it back: publish anew from the origin; {_STAYS}.",
             ) from error
         raise MixedRepositoryError(
