@@ -39,6 +39,19 @@ class Site:
         self.publish()
         self.replicate(self.replica)
 
+    @contextmanager
+    def copied(self, folder: Path) -> "Iterator[Site]":
+        """Make a site of its own: copies of everything, at another place."""
+        shutil.copytree(self.folder.parent, folder)
+        made = copy.copy(self)
+        made.folder, made.keys = folder / "repository", folder / "keys"
+        made.replica = folder / "edge" / "replica.db"
+        for path in (made.replica, folder / "origin.db"):
+            with open_store(path) as file:
+                file.conn.execute("UPDATE SyncTargets SET url = ?", (made.folder.as_uri(),))
+        with Store.open(folder / "origin.db") as made.store:
+            yield made
+
     def publish(self) -> None:
         targets.sync(self.store.file, str(self.folder), keys=self.keys)
 
