@@ -21,6 +21,7 @@ from keystore.sync import targets
 from keystore.testing.postgres import running
 from tests.conftest import new_hub
 from tests.failures import Site, once, reaching, said
+from tests.test_files_kill import Published
 
 MANY = 3_000
 
@@ -127,6 +128,35 @@ def test_a_full_disk_at_a_replica_leaves_the_old_state(
     site.settle()
     site.sync(disk.folder / "edge.db")
     site.check(disk.folder / "edge.db")
+
+
+@pytest.mark.parametrize("step", ["pull.opened", "download.chunk", "download.done", "pull.staged"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_full_disk_while_signed_files_come_leaves_the_old_state(
+    disk: SmallDisk, tmp_path: Path, step: str, is_new: bool
+) -> None:
+    if is_new and step.startswith("pull"):
+        pytest.skip("a first start has no such step")
+    site = Published(tmp_path, 10_000, 10_000)
+    edge, new = disk.folder / "edge.db", disk.folder / "new.db"
+    shutil.copy(site.base, edge)
+
+    def run() -> None:
+        if is_new:
+            targets.replicate(str(site.folder), new, root=site.root.read_bytes())
+        else:
+            with open_store(edge) as file:
+                targets.sync(file, str(site.folder))
+
+    with reaching(once(step, disk.fill)), pytest.raises(DiskFullError) as caught:
+        run()
+    assert "room" in said(caught.value)
+    assert not new.exists()
+    disk.make_room()
+    assert not site.is_at(edge)
+    run()
+    assert site.is_at(new if is_new else edge)
+    assert {path.suffix for path in disk.folder.iterdir()} == {".db"}
 
 
 @pytest.mark.parametrize("step", ["push.sent", "push.committed", "usage.sent"])

@@ -21,7 +21,7 @@ from keystore.errors import (
     KeystoreError,
     TargetUnavailableError,
 )
-from keystore.sync import digest, objects, repository, targets
+from keystore.sync import digest, objects, retention, targets
 from keystore.sync.repository import Publisher
 from keystore.sync.storage import storage_of
 from tests.buckets import S3Server, Site
@@ -69,11 +69,12 @@ def test_garbage_is_removed_from_a_bucket_and_what_is_in_use_stays(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = storage_of(site.url)
-    assert storage.create("targets/left-behind", b"x")
-    monkeypatch.setattr(repository, "RETENTION", timedelta(seconds=-1))
-    removed, _ = Publisher(storage, site.keys).collect()
-    assert removed == ["targets/left-behind"]
-    assert not storage.has("targets/left-behind")
+    left_behind = f"targets/{'0' * 64}.changes-1-2.jsonl.zst"
+    assert storage.create(left_behind, b"x")
+    monkeypatch.setattr(retention, "RETENTION", timedelta(seconds=-1))
+    publisher = Publisher(storage, site.keys)
+    assert publisher.sweep(publisher.read()).removed == [left_behind]
+    assert not storage.has(left_behind)
     site.replicate()
     assert site.same()
 

@@ -294,7 +294,8 @@ def test_a_publisher_that_may_list_only_its_prefix_is_told_403_of_what_is_missin
         rotation.rotate(storage_of(site.url), site.keys, root_key=None, online=True, root=True)
         store.add_plan("later")
         site.publish()
-        Publisher(storage_of(site.url), site.keys).collect()
+        publisher = Publisher(storage_of(site.url), site.keys)
+        publisher.sweep(publisher.read())
         site.pull()
         assert site.same()
 

@@ -12,7 +12,9 @@ LEFT JOIN APIKeyStatuses AS s ON s.name = k.status
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
 LEFT JOIN Revocations AS r ON r.api_key = k.api_key
-WHERE k.api_key_hash = ?;
+-- By way of the row: an index that somebody forged must not find a key by the hash of another token.
+WHERE k.api_key_id = (SELECT api_key_id FROM APIKeys WHERE api_key_hash = ?1)
+  AND k.api_key_hash = ?1;
 
 -- name: data_version
 -- Changes with every commit of another connection, in this process or any other.

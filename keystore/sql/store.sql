@@ -14,6 +14,9 @@ VALUES (1, :store_id, :role, :incarnation, :origin_id, :token_prefix);
 UPDATE StoreInfo SET
     store_id = :store_id,
     incarnation = :incarnation,
+    clock_mark = NULL,
+    log_horizon = 0,
+    compacted_to = 0,
     created_at = CURRENT_TIMESTAMP;
 
 -- name: plans

@@ -1,9 +1,11 @@
 """Fetches signed files: resumes what was begun, and verifies size and hash before anybody reads it.
 
-What was fetched lies beside the replica, under its hash, until it is used. A process that was
-killed leaves it there, and the next one goes on where it ended.
+What was fetched lies beside the replica, under its hash, until the replica has it all. A process
+that was killed leaves it there, and the next one goes on where it ended.
 """
 
+import errno
+import glob
 import hashlib
 import importlib.util
 import os
@@ -16,9 +18,13 @@ from typing import IO, Any
 
 from tuf.api.metadata import TargetFile
 
+from keystore.db import remove_files
 from keystore.errors import (
     AlteredFileError,
+    DiskFullError,
+    KeystoreError,
     OversizedFileError,
+    StoreExistsError,
     SwappedFileError,
     TruncatedFileError,
     UntrustedRepositoryError,
@@ -45,25 +51,25 @@ def downloaded(
     Raises:
         UntrustedRepositoryError: a subclass tells what is wrong with the file.
         TargetNotReadyError, TargetUnavailableError: see :meth:`Storage.chunks`.
+        DiskFullError: there is no room for it.
     """
-    part = folder / f"{target.hashes['sha256']}.part"
+    part = folder / _part(target)
     with _opened(part) as file:
         begun = file.seek(0, os.SEEK_END)
         try:
-            _fetch(storage, target, file, others)
+            _fetch(storage, target, file, folder, others)
         except UntrustedRepositoryError:
             if not begun:
                 part.unlink(missing_ok=True)
                 raise
             file.truncate(0)  # what was there may be the bad part: once more, from the start
             try:
-                _fetch(storage, target, file, others)
+                _fetch(storage, target, file, folder, others)
             except UntrustedRepositoryError:
                 part.unlink(missing_ok=True)
                 raise
         reached("download.done")
         yield file
-    part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -80,7 +86,11 @@ def _opened(part: Path) -> Iterator[IO[bytes]]:
 
 
 def _fetch(
-    storage: Storage, target: TargetFile, file: IO[bytes], others: Collection[TargetFile]
+    storage: Storage,
+    target: TargetFile,
+    file: IO[bytes],
+    folder: Path,
+    others: Collection[TargetFile],
 ) -> None:
     digest, length = hashlib.sha256(), 0
     file.seek(0)
@@ -90,14 +100,15 @@ def _fetch(
     if length > target.length:
         raise _wrong(OversizedFileError, target, "is longer than was signed")
     if length < target.length:
+        refuse_full(folder, target.length - length)
         for chunk in storage.chunks(file_name(target), length):
             length += len(chunk)
             if length > target.length:
                 raise _wrong(OversizedFileError, target, "is longer than was signed")
             digest.update(chunk)
             file.write(chunk)
+            file.flush()
             reached("download.chunk")
-    file.flush()
     found = digest.hexdigest()
     if found == target.hashes["sha256"]:
         return
@@ -109,6 +120,23 @@ def _fetch(
     raise _wrong(AlteredFileError, target, "holds other bytes than were signed")
 
 
+def _part(target: TargetFile) -> str:
+    return f"{target.hashes['sha256']}.part"
+
+
+def refuse_full(folder: Path, length: int) -> None:
+    """Refuse what would fill the disk.
+
+    Raises:
+        DiskFullError: there are not ``length`` bytes of room.
+    """
+    if shutil.disk_usage(folder).free < length:
+        raise DiskFullError(
+            f"{folder}: the repository's file needs {length:,} bytes, and there is less room.",
+            hint="Nothing was changed; make room, then run the same command again.",
+        )
+
+
 def _wrong(
     kind: type[UntrustedRepositoryError], target: TargetFile, what: str
 ) -> UntrustedRepositoryError:
@@ -116,10 +144,11 @@ def _wrong(
 
 
 @contextmanager
-def workplace(beside: Path | None) -> Iterator[Path]:
+def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[Path]:
     """Make a folder for what is fetched, ``beside`` a store's file or, without one, anywhere.
 
-    When the block ends, only unfinished downloads stay, for the next attempt.
+    Nothing stays when the block is done; if it fails, what was fetched of ``wanted`` does, for the
+    next attempt.
     """
     if beside is None or not _HAS_LOCKS:
         parent = None if beside is None else beside.absolute().parent
@@ -128,17 +157,41 @@ def workplace(beside: Path | None) -> Iterator[Path]:
         return
     folder = beside.with_name(f".{beside.name}.download")
     with _shared(folder) as lock:
+        kept = {_LOCK, *(_part(target) for target in wanted)}
         try:
-            yield folder
+            with _disk_errors(folder):
+                yield folder
+            kept.clear()
+        except StoreExistsError:
+            kept.clear()  # somebody else has made that replica meanwhile
+            raise
         finally:
             with suppress(BlockingIOError):  # somebody else is still at it
                 _lock(lock)
-                if any(folder.glob("*.part")):
-                    for path in folder.iterdir():
-                        if path.suffix != ".part" and path.name != _LOCK:
-                            path.unlink(missing_ok=True)
-                else:
+                # Nobody is. So what was to become this store was left there by a process that died.
+                for draft in beside.parent.glob(f".{glob.escape(beside.name)}.*.draft"):
+                    remove_files(draft)
+                if {path.name for path in folder.iterdir()} & kept <= {_LOCK}:
                     shutil.rmtree(folder, ignore_errors=True)
+                for path in folder.glob("*"):
+                    if path.name not in kept:
+                        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(
+                f"{folder}: there is no room left on the disk.",
+                hint="Nothing was changed; make room, then run the same command again.",
+            ) from error
+        raise KeystoreError(
+            f"{error.filename or folder}: {error.strerror}.",
+            hint="Check the folder and its permissions; nothing was changed.",
+        ) from error
 
 
 @contextmanager
@@ -146,12 +199,23 @@ def _shared(folder: Path) -> Iterator[IO[str]]:
     """Make a folder, or join those who use it: who is alone there may clear it away."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with suppress(FileNotFoundError), (folder / _LOCK).open("a") as lock:
+        try:
+            lock = (folder / _LOCK).open("a")
+        except FileNotFoundError:
+            continue
+        with lock:
             _lock(lock, shared=True)
-            # (it may have been cleared away between the opening and the lock)
-            if (folder / _LOCK).stat().st_ino == os.fstat(lock.fileno()).st_ino:
+            if _is_at(folder / _LOCK, lock):
                 yield lock
                 return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """(it may have been cleared away between the opening and the lock)"""
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: IO[Any], *, shared: bool = False) -> None:

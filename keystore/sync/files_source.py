@@ -54,14 +54,15 @@ class FileSource:
             raise TargetNotReadyError(
                 "this repository offers no snapshot.", hint="Publish from the origin first."
             )
-        info, stamp = state.info, stamp_of(trusted.timestamp)
+        info, stamp = state.info, stamp_of(trusted.timestamp, state)
         if origin_id is not None and info.origin_id != origin_id:
             raise ForeignOriginError(
                 f"the repository carries origin {info.origin_id}, not {origin_id}.",
                 hint="Check the URL, or make a new replica with `keystore replicate`.",
             )
         changes = None if after is None else state.changes_after(min(after, state.up_to))
-        with workplace(self._beside) as folder:
+        wanted = [state.snapshot, *(one.target for one in state.changes)]
+        with workplace(self._beside, wanted) as folder:
             fetch = _Fetch(self._storage, state, folder)
             is_everything = changes is None
             pages = fetch.everything() if changes is None else fetch.pages(changes)

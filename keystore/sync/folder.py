@@ -13,8 +13,8 @@ from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from keystore.errors import TargetUnavailableError
-from keystore.sync.storage import missing
+from keystore.errors import TargetNotReadyError, TargetUnavailableError
+from keystore.sync.storage import bounded, missing
 
 _CHUNK = 1 << 20
 _LOCK = ".lock"
@@ -38,21 +38,21 @@ class Folder:
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return a file's bytes, and their digest as the tag."""
         try:
-            data = (self.path / name).read_bytes()
-        except FileNotFoundError:
+            data = bounded(self, name, self.chunks(name))
+        except TargetNotReadyError:
             return None
-        except OSError as error:
-            raise _unavailable(error) from error
         return data, hashlib.sha256(data).hexdigest()
 
     def chunks(self, name: str, offset: int = 0) -> Iterator[bytes]:
         """Yield a file's bytes from ``offset`` on."""
         try:
+            if not (self.path / name).is_file():  # (a pipe would be waited for, for ever)
+                raise missing(self, name)
             with (self.path / name).open("rb") as file:
                 file.seek(offset)
                 while chunk := file.read(_CHUNK):
                     yield chunk
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        except FileNotFoundError as error:
             raise missing(self, name) from error
         except OSError as error:
             raise _unavailable(error) from error

@@ -29,18 +29,15 @@ from obstore.store import HTTPStore, S3Store
 from keystore.errors import (
     InvalidInputError,
     KeystoreError,
-    OversizedFileError,
     TargetNotReadyError,
     TargetUnavailableError,
     UnsupportedTargetError,
     WrongRoleError,
 )
-from keystore.sync.storage import AccessRefusedError, missing
+from keystore.sync.storage import AccessRefusedError, bounded, missing
 from keystore.sync.urls import redacted
 
 _CHUNK = 1 << 20
-_MAX_READ = 64 << 20
-"""Bytes of a file that is read at once: metadata. Nobody who writes there may fill our memory."""
 _CLIENT: Any = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1d"}
 """The whole answer may take long, on a slow line; a line that is silent is given up."""
 _RETRY: Any = {"max_retries": 3}
@@ -104,12 +101,8 @@ class ObjectStorage:
         try:
             with self._errors():
                 got = obstore.get(self._store, name)
-                if got.meta["size"] > _MAX_READ:
-                    raise OversizedFileError(
-                        f"{self.url}: {name} is longer than any such file of ours.",
-                        hint="Somebody else wrote it: restore the repository, or make a new one.",
-                    )
-                found = bytes(got.bytes()), got.meta["e_tag"] or ""
+                chunks = map(bytes, got.stream(min_chunk_size=_CHUNK))
+                found = bounded(self, name, chunks), got.meta["e_tag"] or ""
         except _MISSING:
             return None
         except AccessRefusedError:

@@ -125,7 +125,8 @@ def create(
     if found is None or found[0] != begun or not _is_alike(terms_of(begun), terms):
         if found is not None:
             raise _taken(storage)
-        if next(iter(storage.names()), None) is not None:
+        # (a creation that was killed may have left a probe of the storage)
+        if any(not name.startswith("metadata/probe-") for name in storage.names()):
             raise AlreadyExistsError(
                 f"{storage.url} is not empty.",
                 hint="Choose another place: what is no longer needed there is removed.",

@@ -7,13 +7,22 @@ the whole format.
 import re
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
 
-from keystore import db
+from keystore import db, tokens
+from keystore.clock import parse_utc
 from keystore.errors import (
     IncompleteStateError,
     InvalidInputError,
@@ -26,7 +35,23 @@ FIELD = "x-keystore"
 """The name of keystore's field in root and timestamp."""
 FORMAT: Literal[1] = 1
 SNAPSHOT_NAME = "snapshot.sqlite.zst"
-_CHANGES_NAME = re.compile(r"changes-\d{1,19}-\d{1,19}\.jsonl\.zst")
+_CHANGES_NAME = re.compile(r"changes-[0-9]{1,19}-[0-9]{1,19}\.jsonl\.zst")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What a column of SQLite can hold."""
+_Id = Annotated[str, AfterValidator(lambda value: str(uuid.UUID(value)))]
+
+
+def _time(value: str) -> str:
+    if not 1000 <= parse_utc(value).year < 3000:  # the tables take no other
+        raise ValueError(value)
+    return value
+
+
+def _prefix(value: str) -> str:
+    if not tokens.is_valid_prefix(value):
+        raise ValueError(value)
+    return value
 
 
 class _Signed(BaseModel):
@@ -65,21 +90,21 @@ class Terms(_Signed):
 class Stamp(_Signed):
     """What the timestamp says of the state that it belongs to."""
 
-    up_to: NonNegativeInt
-    as_of_at: str
+    up_to: _Count
+    as_of_at: Annotated[str, AfterValidator(_time)]
     push_token: str
-    counts: dict[str, NonNegativeInt]
+    counts: dict[str, _Count]
 
 
 class SnapshotInfo(_Signed):
     """What the snapshot target says of itself, and which changes go with it, oldest first."""
 
-    origin_id: str
-    incarnation: str
-    token_prefix: str
-    schema_version: int
-    up_to: NonNegativeInt
-    length: NonNegativeInt
+    origin_id: _Id
+    incarnation: _Id
+    token_prefix: Annotated[str, AfterValidator(_prefix)]
+    schema_version: PositiveInt
+    up_to: _Count
+    length: _Count
     """Bytes of the SQLite file, so that no more is ever decompressed."""
     changes: tuple[str, ...]
 
@@ -90,10 +115,10 @@ class ChangesInfo(_Signed):
     It names every record that changed later than ``after``, as it was right after ``up_to``.
     """
 
-    after: NonNegativeInt
-    up_to: NonNegativeInt
-    length: NonNegativeInt
-    level: NonNegativeInt
+    after: _Count
+    up_to: _Count
+    length: _Count
+    level: _Count
     """How often it was merged from smaller ones."""
 
 
@@ -150,9 +175,16 @@ def terms_of(root: bytes) -> Terms:
         ) from error
 
 
-def stamp_of(timestamp: Timestamp) -> Stamp:
-    """Read the stamp from verified metadata."""
-    return _validated(Stamp, timestamp.unrecognized_fields.get(FIELD), "timestamp")
+def stamp_of(timestamp: Timestamp, state: State | None = None) -> Stamp:
+    """Read the stamp of a state from verified metadata.
+
+    Raises:
+        IncompleteStateError: it is missing or wrong, or that of another state.
+    """
+    stamp = _validated(Stamp, timestamp.unrecognized_fields.get(FIELD), "timestamp")
+    if state is not None and stamp.up_to < state.up_to:  # (later, if nothing moved since)
+        raise _incomplete("a timestamp of this state")
+    return stamp
 
 
 def changes_name(after: int, up_to: int) -> str:
@@ -178,24 +210,45 @@ def read_state(targets: dict[str, TargetFile]) -> State | None:
             f"this program's {db.SCHEMA_VERSION}.",
             hint="Update keystore on this machine.",
         )
-    segments = []
+    _refuse_unsafe(snapshot)
+    segments: list[Segment] = []
     for name in info.changes:
         if not _CHANGES_NAME.fullmatch(name):
-            raise UnsafeNameError(
-                f"the repository names a file {name!r}, as no keystore does.",
-                hint="It was refused; publish anew with the origin's keystore.",
-            )
+            raise _unsafe(name)
         target = targets.get(name)
         if target is None:
             raise _incomplete(name)
+        _refuse_unsafe(target)
         custom = target.unrecognized_fields.get("custom")
         segments.append(Segment(target, _validated(ChangesInfo, custom, name)))
-    return State(snapshot, info, tuple(segments))
+        before = (
+            segments[-2].info.up_to if segments[:-1] else min(info.up_to, segments[0].info.after)
+        )
+        if not before == segments[-1].info.after < segments[-1].info.up_to:
+            raise _incomplete(f"what comes before {name}")
+    state = State(snapshot, info, tuple(segments))
+    if state.up_to < info.up_to:
+        raise _incomplete("what leads to its end")
+    return state
 
 
 def columns_by_table() -> dict[str, list[str]]:
     """Return the columns of each tracked table, in the order in which they travel."""
     return {table.name: [column.name for column in table.columns] for table in TRACKED}
+
+
+def _refuse_unsafe(target: TargetFile) -> None:
+    """(the hash is a part of the names of files, there and here)"""
+    found = target.hashes.get("sha256")
+    if found is None or not _SHA256.fullmatch(found):
+        raise _unsafe(f"{found}.{target.path}")
+
+
+def _unsafe(name: str) -> UnsafeNameError:
+    return UnsafeNameError(
+        f"the repository names a file {name[:80]!r}, as no keystore does.",
+        hint="It was refused; publish anew with the origin's keystore.",
+    )
 
 
 def _validated(kind: type[_T], said: Any, where: str) -> _T:
@@ -207,5 +260,6 @@ def _validated(kind: type[_T], said: Any, where: str) -> _T:
 
 def _incomplete(what: str) -> IncompleteStateError:
     return IncompleteStateError(
-        f"the repository's metadata lack {what}.", hint="Publish anew with a current keystore."
+        f"the repository's metadata lack {what}, or it is wrong.",
+        hint="Publish anew with a current keystore.",
     )

@@ -18,6 +18,7 @@ RETENTION = timedelta(days=1)
 _NOTES = "retired.json"
 _OURS = re.compile(
     r"metadata/\d{1,19}\.(snapshot|targets)\.json"
+    r"|metadata/probe-[0-9a-f-]{36}"
     r"|targets/[0-9a-f]{64}\.(snapshot\.sqlite|changes-\d{1,19}-\d{1,19}\.jsonl)\.zst"
 )
 """What this module may ever remove: a name in the notes proves nothing, anybody may write those."""

@@ -108,7 +108,7 @@ def _size(page: Page) -> int:
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_ours("line") from error
 
 
@@ -126,8 +126,18 @@ def _fits(table: Table, values: list[Any]) -> bool:
     return (
         len(values) == len(table.columns)
         and _is_integer(values[0])
-        and all(value is None or isinstance(value, (str, int, float)) for value in values)
+        and all(value is None or _is_text(value) or _is_integer(value) for value in values)
     )
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell it
+        return False
+    return True
 
 
 def _is_integer(value: Any) -> bool:

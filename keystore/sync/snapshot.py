@@ -9,7 +9,13 @@ from typing import IO, TYPE_CHECKING
 
 from keystore import db, migrate, sql
 from keystore.changelog import PAGE_SIZE, Page
-from keystore.errors import IncompleteStateError, KeystoreError
+from keystore.errors import (
+    ConstraintError,
+    DamagedStoreError,
+    DiskFullError,
+    IncompleteStateError,
+    KeystoreError,
+)
 from keystore.sync.packing import pack, unpack
 from keystore.sync.protocols import Origin, PageCounts
 from keystore.sync.repository_format import SnapshotInfo
@@ -43,29 +49,48 @@ def unpacked(packed: IO[bytes], path: Path, info: SnapshotInfo) -> None:
     unpack(packed, path, info.length)
     try:
         with db.open_store(path, any_version=True) as file:
-            version = db.versions(file.conn)[1]
+            conn = file.conn
+            # Who signed it may be a thief: what it brings must not act.
+            if any(kind == "trigger" for kind, _ in migrate.schema_of(conn)):
+                raise _not_ours("it has triggers")
+            version = db.versions(conn)[1]
+        if version != info.schema_version:
+            raise _not_ours(f"its schema version is {version}, not {info.schema_version}")
         if version < db.SCHEMA_VERSION:
             migrate.upgrade(path)
         with db.open_store(path) as file:
-            conn = file.conn
-            conn.execute("PRAGMA journal_mode = DELETE")
-            found = migrate.schema_of(conn)
-            for kind, name in [key for key in found if key[0] == "trigger"]:
-                conn.execute(f'DROP TRIGGER "{name}"')
-                del found[kind, name]
-            expected = migrate.expected_schema(is_replica=True)
-            if found != {key: text for key, text in expected.items() if key[0] != "trigger"}:
-                raise _not_ours("its schema is another")
-            for kind, name in found:
-                if kind == "table" and name not in _OURS and db.scalar(conn, _any_row(name)):
-                    raise _not_ours(f"there are rows in {name}")
-            info_row = file.info()
-            if info_row.is_origin or info_row.origin_id != info.origin_id:
-                raise _not_ours("it is another store's")
-    except IncompleteStateError:
+            _strip(file, info)
+    except (IncompleteStateError, DiskFullError):
         raise
     except KeystoreError as error:
         raise _not_ours(error.message) from error
+    except db.Error as error:
+        raise _not_ours(str(error)) from error
+
+
+def _strip(file: db.StoreFile, info: SnapshotInfo) -> None:
+    """Leave nothing but the rows of an origin, its schema and our own word of whose they are."""
+    conn = file.conn
+    conn.execute("PRAGMA journal_mode = DELETE")
+    found = migrate.schema_of(conn)
+    for kind, name in [key for key in found if key[0] == "trigger"]:
+        conn.execute(f'DROP TRIGGER "{name}"')
+        del found[kind, name]
+    expected = migrate.expected_schema(is_replica=True)
+    if found != {key: text for key, text in expected.items() if key[0] != "trigger"}:
+        raise _not_ours("its schema is another")
+    for kind, name in found:
+        if kind == "table" and name not in _OURS and db.scalar(conn, fill("any_row", name)):
+            raise _not_ours(f"there are rows in {name}")
+    if db.scalar(conn, fill("count", "StoreInfo")) != 1:
+        raise _not_ours("it says twice, or not at all, whose it is")
+    with file.write():
+        conn.execute(_Q["forget_sequences"])  # (one may say that a table has no ids left)
+        for table in TRACKED:
+            conn.execute(fill("set_sequence", table))
+    info_row = file.info()
+    if info_row.is_origin or info_row.origin_id != info.origin_id:
+        raise _not_ours("it is another store's")
 
 
 def open_scratch(path: Path) -> "sqlite3.Connection":
@@ -79,18 +104,14 @@ def open_scratch(path: Path) -> "sqlite3.Connection":
 
 def apply(path: Path, changes: Iterable[Page]) -> None:
     """Bring a state file forward by changes."""
-    conn = open_scratch(path)
-    try:
-        with staged(conn) as staging:
-            conn.execute("BEGIN")
-            for page in changes:
-                staging.add(page)
-            staging.apply()
-            conn.execute("COMMIT")
-    except db.Error as error:
-        raise _not_ours(str(error)) from error
-    finally:
-        conn.close()
+    with db.StoreFile(path, open_scratch(path)) as file:
+        try:
+            with file.errors(), staged(file.conn) as staging, file.write():
+                for page in changes:
+                    staging.add(page)
+                staging.apply()
+        except (ConstraintError, DamagedStoreError) as error:
+            raise _not_ours(error.message) from error
 
 
 def pack_state(path: Path, packed: Path, counts: PageCounts) -> int:
@@ -131,13 +152,11 @@ def pages_of(path: Path) -> Iterator[Page]:
         conn.close()
 
 
-def fill(name: str, table: Table) -> str:
-    """Return a statement of snapshot.sql for one table."""
+def fill(name: str, table: Table | str) -> str:
+    """Return a statement of snapshot.sql for one table; a name will do where no column is asked."""
+    if isinstance(table, str):
+        return _Q[name].format(table=table)
     return _Q[name].format(table=table.name, id=table.id, columns=table.column_list)
-
-
-def _any_row(table: str) -> str:
-    return _Q["any_row"].format(table=table)
 
 
 def _not_ours(why: str) -> IncompleteStateError:

@@ -4,19 +4,27 @@ Only `timestamp.json` is ever replaced, and only by whoever has read the one bef
 keeps two publishers apart. Everything else is written once, under a name of its own.
 """
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from tuf.api.exceptions import DownloadHTTPError
+from tuf.api.exceptions import DownloadHTTPError, DownloadLengthMismatchError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from keystore.errors import TargetNotReadyError, TargetUnavailableError, UnsupportedTargetError
+from keystore.errors import (
+    OversizedFileError,
+    TargetNotReadyError,
+    TargetUnavailableError,
+    UnsupportedTargetError,
+)
 from keystore.sync.urls import redacted
 
+MAX_METADATA = 64 << 20
+"""Bytes of a file that is read at once; those of the TUF client are a tenth of it."""
 BASE_URL = "repository://files/"
 """What the TUF client is told to fetch from; the rest of a URL is a name in the storage."""
 
@@ -43,7 +51,11 @@ class Storage(Protocol):
         """
 
     def read(self, name: str) -> tuple[bytes, str] | None:
-        """Return a small file and a tag of its version; ``None`` if there is no such file."""
+        """Return a small file and a tag of its version; ``None`` if there is no such file.
+
+        Raises:
+            OversizedFileError: it has more than :data:`MAX_METADATA` bytes.
+        """
 
     def chunks(self, name: str, offset: int = 0) -> Iterator[bytes]:
         """Yield a file's bytes from ``offset`` on.
@@ -98,6 +110,19 @@ def storage_of(url: str) -> Storage:
     )
 
 
+def bounded(storage: Storage, name: str, chunks: Iterable[bytes]) -> bytes:
+    """Put a small file together."""
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > MAX_METADATA:
+            raise OversizedFileError(
+                f"{storage.url}: {name} is longer than any such file can be.",
+                hint="The rest was not read; restore the repository.",
+            )
+    return bytes(data)
+
+
 def missing(storage: Storage, name: str) -> TargetNotReadyError:
     """Say that a file is not there."""
     return TargetNotReadyError(
@@ -128,9 +153,14 @@ class StorageFetcher(FetcherInterface):
             if _ROOT.fullmatch(name):
                 raise DownloadHTTPError(str(error), 403) from error
             raise
-        return _with_first(first, chunks)
+        return _bounded(first, chunks)
 
 
-def _with_first(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+def _bounded(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    # The client believes a length that is signed, and the signing key may be stolen.
+    length = 0
+    for chunk in itertools.chain([first], rest):
+        length += len(chunk)
+        if length > MAX_METADATA:
+            raise DownloadLengthMismatchError
+        yield chunk

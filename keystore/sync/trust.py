@@ -56,6 +56,7 @@ class Trusted:
                 updater.refresh()
         self.terms: Terms = terms_of(_newest_root(folder).read_bytes())
         self.timestamp: Timestamp = _read(folder / "timestamp.json")
+        # (read here, because the client would follow delegations, which keystore never makes)
         self._targets: Targets = _read(folder / "targets.json")
         found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
         self.files = {
@@ -75,9 +76,11 @@ def tuf_errors(
     try:
         yield
     except exceptions.ExpiredMetadataError as error:
-        command = "keystore repo renew" if "root" in str(error) else "keystore sync"
+        is_root = "root" in str(error)
+        command = "keystore repo renew" if is_root else "keystore sync"
         raise ExpiredRepositoryError(
-            f"the repository's signatures have expired ({error}).",
+            f"the repository's {'root file has' if is_root else 'signatures have'} expired "
+            f"({_brief(error)}).",
             hint=f"Run `{command}` at the origin, then try again; {_STAYS}.",
         ) from error
     except exceptions.DownloadLengthMismatchError as error:
@@ -89,11 +92,12 @@ def tuf_errors(
         # (python-tuf has one class for both)
         if "must be >=" in str(error):
             raise RolledBackRepositoryError(
-                f"the repository offers an older state than this replica has seen ({error}).",
+                "the repository offers an older state than this replica has seen "
+                f"({_brief(error)}).",
                 hint=f"Somebody put it back: publish anew from the origin; {_STAYS}.",
             ) from error
         raise MixedRepositoryError(
-            f"the repository mixes metadata of different states ({error}).",
+            f"the repository mixes metadata of different states ({_brief(error)}).",
             hint=f"Publish anew, or restore the repository whole; {_STAYS}.",
         ) from error
     except exceptions.UnsignedMetadataError as error:
@@ -104,21 +108,21 @@ def tuf_errors(
         raise _unsigned(error) from error
     except exceptions.DownloadHTTPError as error:
         raise TargetNotReadyError(
-            f"the repository lacks a file ({error}).",
+            f"the repository lacks a file ({_brief(error)}).",
             hint="Check the URL; publish from the origin first.",
         ) from error
     except exceptions.DownloadError as error:
         if isinstance(cause := error.__cause__, KeystoreError):
             raise cause from cause.__cause__  # the storage has said it best
         raise TargetUnavailableError(
-            f"the repository cannot be reached ({error.__cause__ or error}).",
+            f"the repository cannot be reached ({_brief(error.__cause__ or error)}).",
             hint="Nothing is lost; try again later.",
         ) from error
 
 
 def _unsigned(error: Exception) -> UntrustedRepositoryError:
     return UntrustedRepositoryError(
-        f"the repository is not signed by who this replica trusts ({error}).",
+        f"the repository is not signed by who this replica trusts ({_brief(error)}).",
         hint=f"Check the URL and the root file (--root); {_STAYS}.",
     )
 
@@ -135,8 +139,10 @@ def _distrusted(
         )
     found = storage.read("metadata/timestamp.json")
     signers = _key_ids(found[0]) if found is not None else set()
-    for path in folder.glob("root_history/*.root.json"):
-        if signers & Metadata[Root].from_file(str(path)).signed.keys.keys():
+    roots = sorted(folder.glob("root_history/*.root.json"), key=_version)
+    keys = [set(Metadata[Root].from_file(str(path)).signed.keys) for path in roots]
+    for earlier in keys[:-1]:
+        if signers & earlier - keys[-1]:
             return RevokedKeyError(
                 "the repository is signed with a key that was replaced.",
                 hint="Somebody has the old key: publish anew with the new one, and look who "
@@ -155,7 +161,7 @@ def _repository_id(data: bytes) -> Any:
 def _key_ids(data: bytes) -> set[str]:
     try:
         return {str(signature["keyid"]) for signature in json.loads(data)["signatures"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return set()
 
 
@@ -178,6 +184,11 @@ def _newest_root(folder: Path) -> Path:
 def _read(path: Path) -> Any:
     """Read metadata that were verified when they were put there."""
     return Metadata[Any].from_file(str(path)).signed
+
+
+def _brief(error: BaseException) -> str:
+    """(part of it may be what somebody else wrote)"""
+    return " ".join(str(error).split())[:200]
 
 
 def _version(path: Path) -> int:
