@@ -1,5 +1,6 @@
 """Whatever an origin publishes, and whenever somebody reads: it is one whole state of it."""
 
+import itertools
 import json
 import math
 import shutil
@@ -34,6 +35,7 @@ from keystore.sync.engine import Report
 from keystore.sync.files import FileRepository
 from keystore.sync.memory import MemoryHub
 from keystore.sync.protocols import Origin, Sink
+from keystore.sync.repository import file_name
 from keystore.tables import BY_NAME, TRACKED, WireRow
 from tests.failures import Children, reaching, said
 from tests.repositories import Clock, Shelf, digest_of
@@ -291,6 +293,32 @@ def test_thousands_of_small_publications_leave_few_files_and_small_ones(
     }
 
 
+def test_a_replica_that_is_a_little_behind_fetches_changes_alone(
+    shelf: Shelf, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain has no gap, through merges and new snapshots, and goes back before the snapshot."""
+    monkeypatch.setattr(segments, "room", lambda _: 4000)
+    shelf.publish()
+    seen, merged, snapshots = [], 0, set()
+    for number in range(25):
+        shelf.store.add_plan(f"plan {number}")
+        shelf.store.add_service(f"service {number}")
+        shelf.publish()
+        state, stamp = shelf.state(), shelf.published().stamp
+        assert stamp is not None
+        seen.append(stamp.up_to)
+        merged += any(one.info.level for one in state.changes)
+        snapshots.add(state.snapshot.hashes["sha256"])
+        for one, following in itertools.pairwise(state.changes):
+            assert one.info.up_to == following.info.after
+        for change in seen[-6:]:
+            with shelf.source().pull(None, change) as cut:
+                assert not cut.is_everything
+    assert merged
+    assert len(snapshots) > 1
+    assert shelf.state().changes[0].info.after < shelf.state().info.up_to
+
+
 def test_a_slow_reader_finds_what_it_began_with_for_a_day(
     shelf: Shelf, clock: Clock, small: None
 ) -> None:
@@ -379,8 +407,9 @@ def test_a_file_that_is_lost_or_damaged_at_the_publisher_heals(
         shelf.store.add_plan(f"plan {number}")
         shelf.publish()
     replica = shelf.replicate()
-    (path, *_) = (shelf.folder / "targets").glob(f"*.{kind}*")
-    damage(path)
+    state = shelf.state()
+    target = state.snapshot if kind == "snapshot" else state.changes[0].target
+    damage(shelf.folder / file_name(target))
     if kind == "snapshot":
         monkeypatch.setattr(segments, "room", lambda _: 0)
     shelf.store.add_plan("last")

@@ -253,7 +253,7 @@ class FilePush:
         kept: list[Segment] = []
         for one in reversed(changes):
             room -= one.target.length
-            if room < 0 and one.info.up_to <= now.info.up_to:
+            if room < 0:  # those since the snapshot fit, or there would be a new one
                 break
             kept.insert(0, one)
         return self._targets(now, kept)
