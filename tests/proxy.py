@@ -1,5 +1,6 @@
 """TCP proxies that fail on command: drop an answer, cut at a byte, stall, or lose a header."""
 
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-_COMMIT = b"COMMIT\0"
+_COMMIT = re.compile(rb"COMMIT\0")
 
 
 class Proxy:
@@ -104,7 +105,7 @@ class Proxy:
                         if self.recovers:
                             self.lose_commit = 0
                         break
-                    if not is_answer and self.commit in data and self.lose_commit:
+                    if not is_answer and self.commit.search(data) and self.lose_commit:
                         self.lose_commit -= 1
                         if not self.lose_commit:
                             self.lose_commit = -1

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -336,6 +335,7 @@ def test_a_root_that_expired_says_what_to_do(site: Site) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repository, "expiry", a_moment_ago)
         rotation.rotate(Folder(site.folder), site.keys, root_key=None, online=False, root=False)
+    site.publish()
     with pytest.raises(KeystoreError, match="keystore repo renew") as caught:
         site.pull()
     assert caught.value.code == "expired_repository"
@@ -799,7 +799,9 @@ def test_what_a_snapshot_brings_beside_its_rows_does_no_harm(
         restore()
     with open_store(new) as file:
         info = file.info()
-        assert (info.replaying, info.clock_mark) == (0, None)
+        assert info.replaying == 0
+        assert info.clock_mark is not None
+        assert info.clock_mark < "2999"
         assert (info.log_horizon, info.compacted_to) == (0, 0)
         assert file.conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         file.conn.execute(
@@ -889,22 +891,21 @@ def test_looking_for_the_reason_of_a_refusal_reads_no_endless_answer(site: Site)
     ("name", "act"),
     [(SNAPSHOT_NAME, change_a_byte), ("changes", change_a_byte), ("changes", remove_it)],
 )
-def test_an_origin_that_finds_its_files_damaged_says_how_to_go_on(
+def test_an_origin_that_finds_its_files_damaged_publishes_everything_anew(
     site: Site, name: str, act: Callable[[Site, Path], None]
 ) -> None:
     site.store.add_plan("first")
     site.publish()
-    act(site, site.file_of(name))
-    with pytest.raises(KeystoreError) as caught:
-        for number in range(40):  # until segments are merged, or a new snapshot is due
-            site.store.add_plan(f"plan {number}")
-            site.publish()
-    found = re.search(r"Remove (targets/\S+) there", caught.value.hint)
-    assert found, caught.value
-    (site.folder / found[1]).unlink()
-    site.publish()
+    damaged = site.file_of(name)
+    act(site, damaged)
+    for number in range(40):  # until segments are merged, or a new snapshot is due
+        site.store.add_plan(f"plan {number}")
+        site.publish()
+    publisher = repository.Publisher(Folder(site.folder), site.keys)
+    assert f"targets/{damaged.name}" not in publisher.read().names
     site.pull()
     everything_of(site.replica)
+    site.replicate(site.replica.with_name("new.db"))
 
 
 def test_an_origin_publishes_a_snapshot_that_was_removed_anew(site: Site) -> None:

@@ -1,5 +1,6 @@
 """nginx as the static server of signed files, with examples/nginx-files.conf."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -146,10 +147,10 @@ def test_only_what_readers_need_is_served_and_caches_are_told(site: Site, tmp_pa
             found[name] = answer.headers["Cache-Control"]
     (target,) = [name for name in found if name.startswith("targets/")]
     assert found.pop("metadata/timestamp.json") == "no-cache"
-    assert sorted(found) == [
-        "metadata/1.root.json",
-        "metadata/1.snapshot.json",
-        "metadata/1.targets.json",
+    assert sorted(re.sub(r"/\d+\.", "/N.", name) for name in found) == [
+        "metadata/N.root.json",
+        "metadata/N.snapshot.json",
+        "metadata/N.targets.json",
         target,
     ]
     assert set(found.values()) == {"max-age=31536000, immutable"}

@@ -42,7 +42,12 @@ from tests.repositories import Clock, Shelf, digest_of
 from tests.test_failures_histories import FAST, HASHES, UUIDS, statements
 
 WHEN = "2026-11-20 12:00:00"
-ORIGIN = Origin("01890a5d-ac96-774b-bcce-b302099a8057", "an incarnation", "sk-x-", SCHEMA_VERSION)
+ORIGIN = Origin(
+    "01890a5d-ac96-774b-bcce-b302099a8057",
+    "01890a5d-ac96-774b-bcce-b302099a8058",
+    "sk-x-",
+    SCHEMA_VERSION,
+)
 STEPS = ("publish.files", "publish.metadata", "publish.timestamp")
 TOKEN = "00000000-0000-4000-8000-000000000001"
 which = st.integers(0, 3)

@@ -322,6 +322,6 @@ def test_metadata_that_would_fill_the_memory_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "big").write_bytes(b"x" * 1001)
-    monkeypatch.setattr(objects, "_MAX_READ", 1000)
+    monkeypatch.setattr("keystore.sync.storage.MAX_METADATA", 1000)
     with like_aws(tmp_path) as endpoint, pytest.raises(OversizedFileError):
         storage_of(endpoint).read("big")

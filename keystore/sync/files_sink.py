@@ -291,10 +291,7 @@ class FilePush:
                 with path.open("rb") as file:
                     yield from segments.read(file, one.info.length)
             else:
-                with (
-                    self._way_out(),
-                    downloaded(self._storage, one.target, self._scratch) as file,
-                ):
+                with downloaded(self._storage, one.target, self._scratch) as file:
                     yield from segments.read(file, one.info.length)
 
     def _new_state(self, stamp: Stamp, with_changes: State | None = None) -> State:
@@ -323,19 +320,6 @@ class FilePush:
         )
         return State(TargetFile.from_file(SNAPSHOT_NAME, str(packed), ["sha256"]), info)
 
-    @contextmanager
-    def _way_out(self) -> Iterator[None]:
-        """Say how to go on where what was published is damaged."""
-        try:
-            yield
-        except (UntrustedRepositoryError, IncompleteStateError, TargetNotReadyError) as error:
-            if self._held is not None:
-                error.hint = (
-                    f"Nothing was published. Remove {file_name(self._held.snapshot)} there, "
-                    "and the next sync publishes everything anew."
-                )
-            raise
-
     def _state_file(self, state: State | None = None) -> Path:
         """Unpack what is published to a file of its own; ``state`` if it has more segments."""
         state = state or self._held
@@ -345,10 +329,7 @@ class FilePush:
             )
         path = self._scratch / "held.sqlite"
         path.unlink(missing_ok=True)
-        with (
-            self._way_out(),
-            downloaded(self._storage, state.snapshot, self._scratch) as packed,
-        ):
+        with downloaded(self._storage, state.snapshot, self._scratch) as packed:
             snapshot.unpacked(packed, path, state.info)
         snapshot.apply(path, self._pages(state.since_snapshot))
         return path

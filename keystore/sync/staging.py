@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 _STEP_SIZE = 2_000
+_BELOW_ALL = -(1 << 63)
+"""An id that none is below: ids that cannot be are refused by the tables, not left out here."""
 _Q = sql.named("staging")
 
 
@@ -75,7 +77,7 @@ class Staging:
         """Run a statement for some ids at a time: what it touches can be taken back while it runs,
         and until then all those pages are in memory.
         """
-        after, written = 0, 0
+        after, written = _BELOW_ALL, 0
         while True:
             window = {"after": after, "size": _STEP_SIZE}
             (last,) = self._conn.execute(_fill(step, table), window).fetchone()
@@ -89,7 +91,7 @@ class Staging:
         """Yield what is staged."""
         for table in TRACKED:
             for name in ("rows", "deleted"):
-                after = 0
+                after = _BELOW_ALL
                 window = {"limit": PAGE_SIZE}
                 while found := self._conn.execute(
                     _fill(name, table), window | {"after": after}
