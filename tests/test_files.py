@@ -81,6 +81,16 @@ def test_a_snapshot_that_does_not_add_up_is_not_applied(
     site.pull()
 
 
+def test_texts_of_any_kind_travel(site: Site) -> None:
+    label = '[{"' * 500 + "\\\n\u2028é" + "}" * 500
+    with site.store.file.write() as conn:
+        conn.execute("UPDATE APIKeys SET label = ?", (label,))
+    site.publish()
+    site.pull()
+    with Store.open(site.replica) as replica:
+        assert [key.label for key in replica.keys()] == [label]
+
+
 def test_private_keys_are_for_their_owner_only(site: Site) -> None:
     root_key = repository_keys.root_key_path(site.keys)
     for path in (root_key, site.keys / "online.pem"):
