@@ -98,7 +98,7 @@ def open_scratch(path: Path) -> "sqlite3.Connection":
     conn = db.connect(path)
     conn.execute("PRAGMA journal_mode = OFF")
     conn.execute("PRAGMA synchronous = OFF")
-    conn.execute("PRAGMA cache_size = -65536")
+    conn.execute("PRAGMA cache_size = -32768")
     return conn
 
 
