@@ -15,7 +15,7 @@ from keystore.changelog import Page
 from keystore.clock import utc_text
 from keystore.errors import ForeignOriginError, TargetNotReadyError
 from keystore.sync import segments, snapshot
-from keystore.sync.downloads import downloaded, workplace
+from keystore.sync.downloads import SCRATCH, disk_errors, downloaded, workplace
 from keystore.sync.protocols import Origin, Pull
 from keystore.sync.repository_format import Segment, State, stamp_of, terms_of
 from keystore.sync.storage import Storage
@@ -47,7 +47,7 @@ class FileSource:
     @contextmanager
     def pull(self, origin_id: str | None, after: int | None) -> Iterator[Pull]:
         """Open a cut; see :class:`keystore.sync.protocols.Source`."""
-        with tempfile.TemporaryDirectory(prefix="keystore-") as name:
+        with disk_errors(SCRATCH), tempfile.TemporaryDirectory(prefix="keystore-") as name:
             trusted = Trusted(self._storage, self._root, self._files, Path(name) / "metadata")
         state = trusted.state()
         if state is None:
