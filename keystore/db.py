@@ -334,10 +334,14 @@ def remove_files(path: Path) -> None:
             Path(f"{path}{suffix}").unlink()
 
 
+_IOERR_SHMSIZE = 4874
+"""(pysqlite3 does not name it)"""
+
+
 def translated(error: Exception, path: Path) -> KeystoreError:
     """Return the error that says what SQLite's own means for a file."""
     code = getattr(error, "sqlite_errorcode", 0)
-    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # there is no room for the index of a WAL
+    if code == _IOERR_SHMSIZE:  # there is no room for the index of a WAL
         code = sqlite3.SQLITE_FULL
     kind, message, hint = _TRANSLATIONS.get(
         code & 0xFF,  # the primary code, without its extension
