@@ -6,8 +6,8 @@ import pytest
 
 from keystore import Store
 from keystore.db import open_store
-from keystore.errors import UntrustedRepositoryError
-from keystore.sync import targets
+from keystore.errors import InvalidInputError, UntrustedRepositoryError
+from keystore.sync import targets, urls
 from keystore.sync.repository_format import Scope
 from tests.failures import said
 from tests.repositories import Shelf, digest_of
@@ -69,3 +69,12 @@ def test_a_replica_of_one_account_that_moves_to_another_holds_that_ones_rows_alo
     with open_store(replica) as file:
         targets.sync(file, str(bob.folder), root=bob.root)
     assert digest_of(replica) == digest_of(bob.replicate())
+
+
+@pytest.mark.parametrize(
+    "url", ["file://site", "file://site/sub", "file:///site?x=1", "file:///site#x", "file:///a%00b"]
+)
+def test_a_file_url_that_would_lead_elsewhere_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        urls.normalized(url)
+    assert "three slashes" in said(caught.value)
