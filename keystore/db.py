@@ -165,7 +165,7 @@ class StoreFile(Closing):
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise _translate(error, self.path) from error
+            raise translated(error, self.path) from error
 
 
 @contextmanager
@@ -252,7 +252,7 @@ def connect(
             check_same_thread=False,
         )
     except sqlite3.Error as error:
-        raise _translate(error, path) from error
+        raise translated(error, path) from error
 
 
 def apply_pragmas(conn: "sqlite3.Connection") -> None:
@@ -334,9 +334,17 @@ def remove_files(path: Path) -> None:
             Path(f"{path}{suffix}").unlink()
 
 
-def _translate(error: Exception, path: Path) -> KeystoreError:
+_IOERR_SHMSIZE = 4874
+"""(pysqlite3 does not name it)"""
+
+
+def translated(error: Exception, path: Path) -> KeystoreError:
+    """Return the error that says what SQLite's own means for a file."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code == _IOERR_SHMSIZE:  # there is no room for the index of a WAL
+        code = sqlite3.SQLITE_FULL
     kind, message, hint = _TRANSLATIONS.get(
-        getattr(error, "sqlite_errorcode", 0) & 0xFF,  # the primary code, without its extension
+        code & 0xFF,  # the primary code, without its extension
         (KeystoreError, "{error}.", "`keystore doctor` looks for the cause."),
     )
     return kind(f"{path}: {message.format(error=error)}", hint=hint)

@@ -3,6 +3,7 @@
 The small disk is a tmpfs; where mounting is not allowed these tests are skipped.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from keystore.cli import main
 from keystore.db import open_store
 from keystore.errors import DiskFullError, TargetUnavailableError
 from keystore.sync import targets
+from keystore.sync.repository_format import Scope
 from keystore.testing.postgres import running
 from tests.conftest import new_hub
 from tests.failures import Site, once, reaching, said
+from tests.repositories import Shelf, digest_of
 from tests.test_files_kill import Published
 
 MANY = 3_000
@@ -197,3 +200,50 @@ def test_a_full_disk_stops_an_export_and_leaves_no_part_of_it(
     assert [path.name for path in disk.folder.iterdir()] == ["filler"]
     disk.make_room()
     assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("who", ["origin", "replica"])
+@pytest.mark.parametrize("left", [0, 8_192, 65_536])
+def test_a_full_disk_of_temporary_files_is_told_as_that(
+    disk: SmallDisk,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
+    left: int,
+) -> None:
+    shelf = Shelf(store, tmp_path / "files", scope=Scope(kind="account", record_id=1, name="ada"))
+    shelf.publish()
+    edge = shelf.replicate()
+    store.issue_key("ada@example.org", metadata={"long": os.urandom(200_000).hex()})
+    if who == "replica":
+        shelf.publish()
+    monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
+    disk.fill(but=left)
+    if who == "origin":
+        with pytest.raises(DiskFullError) as caught:
+            shelf.publish()
+        assert "room" in said(caught.value)
+    elif not left:
+        with pytest.raises(DiskFullError) as caught:
+            shelf.pull(edge)
+        assert "room" in said(caught.value)
+    disk.make_room()
+    shelf.publish()
+    shelf.pull(edge)
+    with Validator(edge) as validator:
+        assert validator.freshness() is not None
+    assert not list(disk.folder.iterdir())
+
+
+def test_a_full_disk_under_a_repository_is_told_and_mends(disk: SmallDisk, store: Store) -> None:
+    shelf = Shelf(store, disk.folder / "files")
+    shelf.publish()
+    store.issue_key("ada@example.org")
+    disk.fill()
+    with pytest.raises(DiskFullError) as caught:
+        shelf.publish()
+    assert "repository" in said(caught.value)
+    disk.make_room()
+    shelf.publish()
+    assert digest_of(shelf.replicate()) == digest_of(store.file.path)

@@ -69,6 +69,11 @@ UPDATE SyncTargets SET
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id;
 
+-- name: note_overtaken
+-- (the rows are another target's now, which may carry another part of them)
+UPDATE SyncTargets SET source_state = json_set(source_state, '$.overtaken', '')
+WHERE target_id <> :target_id AND json_valid(source_state);
+
 -- name: acknowledge_same
 -- (of a target that is new here, its first word is kept all the same: the root that it is trusted by)
 UPDATE SyncTargets SET

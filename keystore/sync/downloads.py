@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from tuf.api.metadata import TargetFile
 
-from keystore.db import remove_files
+from keystore import db
 from keystore.errors import (
     AlteredFileError,
     DiskFullError,
@@ -36,6 +36,7 @@ from keystore.sync.storage import Storage
 _HAS_LOCKS = importlib.util.find_spec("fcntl") is not None
 """Not on Windows: no two processes share a download there."""
 _CHUNK = 1 << 20
+SCRATCH = "the folder for temporary files (TMPDIR)"
 _LOCK = ".lock"
 _HINT = "It was refused, and this replica stays as it was; publish anew, or restore the repository."
 
@@ -159,7 +160,7 @@ def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[P
     with _shared(folder) as lock:
         kept = {_LOCK, *(_part(target) for target in wanted)}
         try:
-            with _disk_errors(folder):
+            with disk_errors(str(folder)):
                 yield folder
             kept.clear()
         except StoreExistsError:
@@ -170,7 +171,7 @@ def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[P
                 _lock(lock)
                 # Nobody is. So what was to become this store was left there by a process that died.
                 for draft in beside.parent.glob(f".{glob.escape(beside.name)}.*.draft"):
-                    remove_files(draft)
+                    db.remove_files(draft)
                 if {path.name for path in folder.iterdir()} & kept <= {_LOCK}:
                     shutil.rmtree(folder, ignore_errors=True)
                 for path in folder.glob("*"):
@@ -179,13 +180,16 @@ def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[P
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: str) -> Iterator[None]:
+    """Turn what a disk refuses into keystore errors; ``folder`` is where, in words."""
     try:
         yield
+    except db.Error as error:
+        raise db.translated(error, Path(folder)) from error
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(
-                f"{folder}: there is no room left on the disk.",
+                f"{error.filename or folder}: there is no room left on the disk.",
                 hint="Nothing was changed; make room, then run the same command again.",
             ) from error
         raise KeystoreError(

@@ -25,7 +25,7 @@ from keystore.errors import (
 )
 from keystore.sync import repository_keys, segments, snapshot
 from keystore.sync.digest import Bucket
-from keystore.sync.downloads import downloaded
+from keystore.sync.downloads import SCRATCH, disk_errors, downloaded
 from keystore.sync.protocols import Origin, PageCounts, TargetState
 from keystore.sync.repository import Publisher, file_name, identity
 from keystore.sync.repository_format import (
@@ -66,6 +66,7 @@ class FileSink:
             tuf_errors(),
             repository_keys.alone(self._keys),
             self._storage.lock(),
+            disk_errors(SCRATCH),
             tempfile.TemporaryDirectory(prefix="keystore-") as scratch,
             FilePush(
                 Publisher(self._storage, self._keys),

@@ -15,13 +15,15 @@ from keystore.changelog import Page
 from keystore.clock import utc_text
 from keystore.errors import ForeignOriginError, TargetNotReadyError
 from keystore.sync import segments, snapshot
-from keystore.sync.downloads import downloaded, workplace
+from keystore.sync.downloads import SCRATCH, disk_errors, downloaded, workplace
 from keystore.sync.protocols import Origin, Pull
 from keystore.sync.repository_format import Segment, State, stamp_of, terms_of
 from keystore.sync.storage import Storage
 from keystore.sync.trust import Trusted
 
 _PINNED = "pinned.json"
+_OVERTAKEN = "overtaken"
+"""Another target has brought rows since; see sync.sql."""
 
 
 class FileSource:
@@ -42,12 +44,14 @@ class FileSource:
             if text != self._files.get(_PINNED):
                 self._files = {_PINNED: text}
         self._root = self._files.pop(_PINNED).encode()
+        is_overtaken = self._files.pop(_OVERTAKEN, None) is not None
+        self._brought_rows = bool(self._files) and not is_overtaken
         self.target_id = str(terms_of(self._root).repository_id)
 
     @contextmanager
     def pull(self, origin_id: str | None, after: int | None) -> Iterator[Pull]:
         """Open a cut; see :class:`keystore.sync.protocols.Source`."""
-        with tempfile.TemporaryDirectory(prefix="keystore-") as name:
+        with disk_errors(SCRATCH), tempfile.TemporaryDirectory(prefix="keystore-") as name:
             trusted = Trusted(self._storage, self._root, self._files, Path(name) / "metadata")
         state = trusted.state()
         if state is None:
@@ -60,6 +64,8 @@ class FileSource:
                 f"the repository carries origin {info.origin_id}, not {origin_id}.",
                 hint="Check the URL, or make a new replica with `keystore replicate`.",
             )
+        if trusted.terms.scope is not None and not self._brought_rows:
+            after = None  # what is held may be another part of the origin's rows
         changes = None if after is None else state.changes_after(min(after, state.up_to))
         wanted = [state.snapshot, *(one.target for one in state.changes)]
         with workplace(self._beside, wanted) as folder:

@@ -3,6 +3,7 @@
 A reader sees whole files only: each is written beside its place, synced to disk, and renamed.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from keystore.errors import TargetNotReadyError, TargetUnavailableError
+from keystore.errors import DiskFullError, TargetNotReadyError, TargetUnavailableError
 from keystore.sync.storage import bounded, missing
 
 _CHUNK = 1 << 20
@@ -155,7 +156,12 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _unavailable(error: OSError) -> TargetUnavailableError:
+def _unavailable(error: OSError) -> TargetUnavailableError | DiskFullError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(
+            "there is no room left on the disk of the repository's folder.",
+            hint="What was published before is there; make room, then run the same command again.",
+        )
     return TargetUnavailableError(
         f"{error.filename}: {error.strerror}.",
         hint="Check the folder and its permissions, then try again.",

@@ -118,8 +118,10 @@ def _is_older(file: StoreFile, pull: Pull) -> bool:
 def _is_held(file: StoreFile, pull: Pull) -> bool:
     """Whether the replica has these rows as of a later time."""
     held = file.info()
+    is_other_part = pull.scope is not None and pull.is_everything
     return (
-        held.as_of_change == pull.as_of_change
+        not is_other_part
+        and held.as_of_change == pull.as_of_change
         and held.origin_incarnation == pull.origin.incarnation
         and (held.as_of_at or "") > pull.as_of_at
     )
@@ -156,6 +158,7 @@ def _finish(conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:
         },
     )
     _acknowledge("acknowledge_pull", conn, pull, target_id)
+    conn.execute(_Q["note_overtaken"], {"target_id": target_id})
 
 
 def _acknowledge(name: str, conn: "sqlite3.Connection", pull: Pull, target_id: str) -> None:

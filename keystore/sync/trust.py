@@ -8,6 +8,7 @@ from typing import Any
 
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
 from tuf.ngclient import Updater
 
 from keystore.errors import (
@@ -104,6 +105,12 @@ def tuf_errors(
         if storage is not None and root is not None and folder is not None:
             raise _distrusted(storage, root, folder, error) from error
         raise _unsigned(error) from error
+    except DeserializationError as error:
+        raise UntrustedRepositoryError(
+            f"what comes from the repository's place is no metadata ({_brief(error)}).",
+            hint="Check the URL. A web server must answer 404 to what is missing, such as the next "
+            f"root file, and not with a page of its own; {_STAYS}.",
+        ) from error
     except exceptions.RepositoryError as error:
         raise _unsigned(error) from error
     except exceptions.DownloadHTTPError as error:

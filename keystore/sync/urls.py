@@ -70,6 +70,17 @@ def normalized(target: str) -> str:
             "the target's URL is ambiguous.",
             hint="Write @, / and # in a password as %40, %2F, %23.",
         )
+    if parts.scheme == "file" and (
+        parts.netloc not in {"", "localhost"}
+        or parts.query
+        or parts.fragment
+        or "%00" in parts.path
+    ):
+        raise InvalidInputError(
+            "a file:// URL names a folder of this machine, and nothing else.",
+            hint="Write file:///… with three slashes and the whole path, ? and # as %3F and %23; "
+            "or the plain path.",
+        )
     if has_secret:
         raise InvalidInputError(
             "a repository's URL takes no password.", hint="What it holds is signed, not secret."
