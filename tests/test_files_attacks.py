@@ -650,6 +650,25 @@ def test_signed_nonsense_is_refused(site: Site, attack: Attack, code: str, victi
     refuses(site, victim, attack, code)
 
 
+@pytest.mark.parametrize(
+    "nonsense", [described(length=-1), described(changes=["../x"]), stamped(up_to=-1)]
+)
+def test_an_origin_whose_metadata_are_signed_nonsense_publishes_anew_as_the_error_says(
+    site: Site, nonsense: Attack
+) -> None:
+    nonsense(site)
+    with pytest.raises(KeystoreError) as caught:
+        site.publish()
+    assert "remove metadata/timestamp.json" in caught.value.hint
+    assert "--reconcile" in caught.value.hint
+    (site.folder / "metadata/timestamp.json").unlink()
+    targets.sync(site.store.file, str(site.folder), keys=site.keys, reconcile=True)
+    site.store.revoke_key(site.token)
+    site.publish()
+    site.pull()
+    assert not site.allows(site.token)
+
+
 def corrupt(path: Path) -> None:
     """Damage an inner page, not the header that is looked at first."""
     data = bytearray(path.read_bytes())
