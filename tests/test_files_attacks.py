@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, Timestamp
 
-from keystore import KeystoreError, Store, Validator, db
+from keystore import KeystoreError, Store, Validator, clock, db
 from keystore.db import open_store
 from keystore.sync import repository, repository_keys, rotation, targets
 from keystore.sync.folder import Folder
@@ -341,6 +341,23 @@ def test_a_root_that_expired_says_what_to_do(site: Site) -> None:
     assert caught.value.code == "expired_repository"
     rotation.rotate(Folder(site.folder), site.keys, root_key=None, online=False, root=False)
     site.pull()
+
+
+def test_a_stolen_online_key_gives_no_replica_more_time_than_the_root_key_allows(
+    site: Site,
+) -> None:
+    """The repository's lifetime is signed by the root key; what an expiry says beyond it is not."""
+    publisher = repository.Publisher(Folder(site.folder), site.keys)
+    last, lifetime = publisher.read(), publisher.terms.lifetime_seconds
+    assert last.stamp is not None
+    publisher.terms = publisher.terms.model_copy(update={"lifetime_seconds": 1000 * lifetime})
+    publisher.publish(last, last.stamp, last.targets, {}, sign_all=True)
+    new = site.replica.with_name("new.db")
+    site.replicate(new)
+    with open_store(new) as file:
+        info = file.info()
+    assert info.valid_until is not None
+    assert clock.seconds(info.valid_until) <= clock.seconds(last.stamp.as_of_at) + lifetime
 
 
 def test_a_thief_who_counts_ahead_is_passed_when_the_key_is_replaced(site: Site) -> None:
