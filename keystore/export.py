@@ -21,30 +21,18 @@ if TYPE_CHECKING:
 Format = Literal["jsonl", "csv"]
 Progress = Callable[[int, int | None], None]
 
+_USED = (
+    "principal_type",
+    "principal_id",
+    "account_id",
+    "amount",
+    "request_id",
+    "occurred_at",
+)
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     **{table.name: tuple(column.name for column in table.columns) for table in TRACKED},
-    "UsageLog": (
-        "usage_id",
-        "principal_type",
-        "principal_id",
-        "account_id",
-        "amount",
-        "request_id",
-        "occurred_at",
-        "nonce",
-    ),
-    "ReceivedUsage": (
-        "store_id",
-        "usage_id",
-        "nonce",
-        "principal_type",
-        "principal_id",
-        "account_id",
-        "amount",
-        "request_id",
-        "occurred_at",
-        "received_at",
-    ),
+    "UsageLog": ("usage_id", *_USED, "nonce"),
+    "ReceivedUsage": ("store_id", "usage_id", "nonce", *_USED, "received_at"),
     "Revocations": ("revocation_id", "api_key", "reason", "revoked_at", "received_at"),
 }
 """The columns of each table that can be exported, its key first."""

@@ -8,7 +8,6 @@ one transaction: a kill leaves the old version or the new one. Triggers are made
 because a table rebuild drops them.
 """
 
-import os
 import uuid
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import uuid_utils.compat
 
 from keystore import changelog, db, sql, tokens
+from keystore.disk import move_new
 from keystore.errors import (
     DamagedStoreError,
     InvalidInputError,
@@ -91,13 +91,9 @@ def publish(draft: Path, path: Path) -> None:
     """Move a finished, closed store file to its place; never over another file."""
     _refuse_taken(path)
     try:
-        os.link(draft, path)  # unlike rename, link fails where something has appeared meanwhile
+        move_new(draft, path)
     except FileExistsError:
         raise StoreExistsError(f"{path}: already exists.", hint="Choose another path.") from None
-    except OSError:
-        draft.rename(path)  # a file system without hard links
-    else:
-        draft.unlink()
 
 
 def upgrade(path: Path | str) -> tuple[int, int]:

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +25,7 @@ from keystore import Store
 from keystore.db import open_store
 from keystore.sync import digest, repository, targets
 from keystore.sync.storage import storage_of
+from keystore.testing.postgres import free_port
 
 _BIN = Path(sys.executable).parent
 _BUCKET = "keystore-tests"
@@ -112,12 +112,11 @@ class Site:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens at."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
+    """Return ports that nobody listens at, and that no outgoing connection takes."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def answers(url: str, below: int = 500) -> bool:

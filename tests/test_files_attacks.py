@@ -1,5 +1,6 @@
 """Nothing enters unsigned: each attack on a repository has its own code, and changes nothing."""
 
+import gc
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, Timestamp
 
-from keystore import KeystoreError, Store, Validator, db
+from keystore import KeystoreError, Store, Validator, clock, db
 from keystore.db import open_store
 from keystore.sync import repository, repository_keys, rotation, targets
 from keystore.sync.folder import Folder
@@ -343,6 +344,23 @@ def test_a_root_that_expired_says_what_to_do(site: Site) -> None:
     site.pull()
 
 
+def test_a_stolen_online_key_gives_no_replica_more_time_than_the_root_key_allows(
+    site: Site,
+) -> None:
+    """The repository's lifetime is signed by the root key; what an expiry says beyond it is not."""
+    publisher = repository.Publisher(Folder(site.folder), site.keys)
+    last, lifetime = publisher.read(), publisher.terms.lifetime_seconds
+    assert last.stamp is not None
+    publisher.terms = publisher.terms.model_copy(update={"lifetime_seconds": 1000 * lifetime})
+    publisher.publish(last, last.stamp, last.targets, {}, sign_all=True)
+    new = site.replica.with_name("new.db")
+    site.replicate(new)
+    with open_store(new) as file:
+        info = file.info()
+    assert info.valid_until is not None
+    assert clock.seconds(info.valid_until) <= clock.seconds(last.stamp.as_of_at) + lifetime
+
+
 def test_a_thief_who_counts_ahead_is_passed_when_the_key_is_replaced(site: Site) -> None:
     """Fast forward: with the stolen key, versions that no honest publication would reach."""
     publisher = repository.Publisher(Folder(site.folder), site.keys)
@@ -584,7 +602,12 @@ PLAN = b'["Plans",[77,%s,null,"deny","2026-01-01 00:00:00","2026-01-01 00:00:00"
 def test_what_would_fill_memory_or_disk_is_refused(
     site: Site, attack: Attack, code: str, victim: str
 ) -> None:
-    refuses(site, victim, attack, code)
+    # (at the limit of the recursion that "nested" drives to, no finalizer of other tests could run)
+    gc.disable()
+    try:
+        refuses(site, victim, attack, code)
+    finally:
+        gc.enable()
 
 
 @table(
@@ -648,6 +671,25 @@ def test_what_would_fill_memory_or_disk_is_refused(
 )
 def test_signed_nonsense_is_refused(site: Site, attack: Attack, code: str, victim: str) -> None:
     refuses(site, victim, attack, code)
+
+
+@pytest.mark.parametrize(
+    "nonsense", [described(length=-1), described(changes=["../x"]), stamped(up_to=-1)]
+)
+def test_an_origin_whose_metadata_are_signed_nonsense_publishes_anew_as_the_error_says(
+    site: Site, nonsense: Attack
+) -> None:
+    nonsense(site)
+    with pytest.raises(KeystoreError) as caught:
+        site.publish()
+    assert "remove metadata/timestamp.json" in caught.value.hint
+    assert "--reconcile" in caught.value.hint
+    (site.folder / "metadata/timestamp.json").unlink()
+    targets.sync(site.store.file, str(site.folder), keys=site.keys, reconcile=True)
+    site.store.revoke_key(site.token)
+    site.publish()
+    site.pull()
+    assert not site.allows(site.token)
 
 
 def corrupt(path: Path) -> None:

@@ -72,6 +72,24 @@ def test_replicas_of_any_age_follow_a_rotation(shelf: Shelf, online: bool, root:
     assert_all_is_well(shelf, replica)
 
 
+def test_new_keys_are_on_disk_before_a_root_file_counts_on_them(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root key above all: a power cut that loses it leaves a repository without one."""
+    events: list[object] = []
+    create = Folder.create
+
+    def noted(self: Folder, name: str, data: bytes) -> bool:
+        events.append(name)
+        return create(self, name, data)
+
+    monkeypatch.setattr(repository_keys, "sync_folder", events.append)
+    monkeypatch.setattr(Folder, "create", noted)
+    rotate(shelf, online=True, root=True)
+    published = events.index("metadata/2.root.json")
+    assert {shelf.keys, shelf.keys / "offline"} <= set(events[:published])
+
+
 def test_a_replica_that_missed_many_rotations_follows(shelf: Shelf) -> None:
     replica = shelf.replicate()
     for _ in range(12):

@@ -12,8 +12,9 @@ from typing import IO, TYPE_CHECKING, Self
 import click
 
 from keystore import migrate
-from keystore.cli.common import FILE_FORMATS, expiry, plural, show, store_options, sync_folder
+from keystore.cli.common import FILE_FORMATS, expiry, plural, show, store_options
 from keystore.cli.keys import key
+from keystore.disk import sync_folder
 from keystore.errors import (
     AlreadyExistsError,
     InvalidInputError,

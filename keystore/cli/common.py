@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -178,17 +177,6 @@ def show_pairs(value: object, pairs: Sequence[tuple[str, object]]) -> None:
     """Print labelled lines, or ``value`` as JSON."""
     width = max(len(label) for label, _ in pairs)
     show(value, "\n".join(f"{label:<{width}}  {_cell(item)}".rstrip() for label, item in pairs))
-
-
-def sync_folder(path: Path) -> None:
-    """Bring to disk that a file is in a folder."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no such thing
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from keystore.cli.common import (
     progress_bar,
     show,
     store_options,
-    sync_folder,
     wants_json,
 )
 from keystore.db import open_store
+from keystore.disk import sync_folder
 from keystore.errors import DiskFullError, KeystoreError
 from keystore.tables import TRACKED
 

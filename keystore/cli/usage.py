@@ -1,8 +1,7 @@
 """Usage in signed files: keys, export at a replica, ingest at its origin."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,25 +9,14 @@ import click
 
 from keystore.cli.common import plural, printable, show, show_table, store_options
 from keystore.db import open_store
-from keystore.errors import UnsupportedTargetError, UsageFileError
+from keystore.errors import UsageFileError
+from keystore.sync import targets
 
 if TYPE_CHECKING:
     from keystore.sync.usage_files import Gap
 
 _ENROLMENT_BYTES = 64 << 10
 _NUMBERS = re.compile(r"([1-9]\d{0,17})(?:-([1-9]\d{0,17}))?")
-
-
-@contextmanager
-def _files_extra() -> Iterator[None]:
-    """Say which extra to install, where an import needs it."""
-    try:
-        yield
-    except ImportError as error:
-        raise UnsupportedTargetError(
-            f"usage files need the extra 'files' ({error.name} is not installed).",
-            hint="pip install 'keystore[files]'",
-        ) from error
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -82,7 +70,7 @@ def key(db_path: Path, enrolment: Path, key_path: Path | None) -> None:
     Example:
       keystore usage key edge.enrolment --db edge.db
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_keys
         from keystore.sync.usage_place import place
     path = _key_path(key_path, db_path)
@@ -115,7 +103,7 @@ def enroll(db_path: Path, enrolment: Path, label: str | None) -> None:
     Example:
       keystore usage enroll edge.enrolment --label "shop in Trento"
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_keys
         from keystore.sync.usage_place import read
     with open_store(db_path) as file:
@@ -147,7 +135,7 @@ def keys(db_path: Path) -> None:
     Example:
       keystore usage keys
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_keys
     with open_store(db_path) as file:
         found = usage_keys.keys(file)
@@ -165,7 +153,7 @@ def revoke_key(db_path: Path, fingerprint: str) -> None:
     Example:
       keystore usage revoke-key 5f0c...
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_keys
     with open_store(db_path) as file:
         revoked = usage_keys.revoke_key(file, fingerprint)
@@ -196,7 +184,7 @@ def export(
       keystore usage export /media/stick --db edge.db
       keystore usage export /media/stick --again 3-5 --db edge.db
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_files
     path = _key_path(key_path, db_path)
     written: list[usage_files.Written] = []
@@ -229,7 +217,7 @@ def ingest(db_path: Path, paths: tuple[Path, ...]) -> None:
     Example:
       keystore usage ingest /media/stick
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_files
     with open_store(db_path) as file:
         done = usage_files.ingest(file, paths)
@@ -257,7 +245,7 @@ def gaps(db_path: Path) -> None:
     Example:
       keystore usage gaps
     """
-    with _files_extra():
+    with targets.needs_extra("files"):
         from keystore.sync import usage_files
     with open_store(db_path) as file:
         found = usage_files.gaps(file)

@@ -8,6 +8,7 @@ back further, as far as it is smaller than the snapshot: who has that much needs
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -54,7 +55,7 @@ class FileSink:
         self._storage, self._keys = storage, keys
         self._is_damaged = False
 
-    @property
+    @cached_property
     def target_id(self) -> str:
         """The repository's own UUID."""
         return identity(self._storage, repository_keys.trusted_root(self._keys))

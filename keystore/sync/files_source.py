@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keystore.changelog import Page
-from keystore.clock import utc_text
+from keystore.clock import seconds, utc_text
 from keystore.errors import ForeignOriginError, TargetNotReadyError
 from keystore.sync import segments, snapshot
 from keystore.sync.downloads import SCRATCH, disk_errors, downloaded, workplace
 from keystore.sync.protocols import Origin, Pull
-from keystore.sync.repository_format import Segment, State, stamp_of, terms_of
+from keystore.sync.repository_format import Segment, Stamp, State, stamp_of, terms_of
 from keystore.sync.storage import Storage
 from keystore.sync.trust import Trusted
 
@@ -82,11 +82,20 @@ class FileSource:
                 is_everything=is_everything,
                 pages=pages,
                 source_state=json.dumps({_PINNED: self._root.decode()} | trusted.files),
-                valid_until=utc_text(trusted.timestamp.expires.timestamp()),
+                valid_until=utc_text(_valid_until(trusted, stamp)),
                 max_offline_seconds=trusted.terms.max_offline_seconds,
                 place=fetch.place if is_everything else None,
                 scope=str(trusted.terms.scope) if trusted.terms.scope else None,
             )
+
+
+def _valid_until(trusted: Trusted, stamp: Stamp) -> float:
+    """When the signatures expire, in Unix seconds; no later than the root key allows.
+
+    Whoever has stolen the online key could let them live for ever.
+    """
+    expires = trusted.timestamp.expires.timestamp()
+    return min(expires, seconds(stamp.as_of_at) + trusted.terms.lifetime_seconds)
 
 
 class _Fetch:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from keystore.disk import move_new, sync_folder
 from keystore.errors import DiskFullError, TargetNotReadyError, TargetUnavailableError
 from keystore.sync.storage import bounded, missing
 
@@ -115,7 +117,7 @@ class Folder:
             raise _unavailable(error) from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            for folder in ("metadata", "targets"):
+            for folder in ("", "metadata", "targets"):
                 for draft in (self.path / folder).glob(".*.draft"):
                     draft.unlink(missing_ok=True)  # of a publisher that was killed
             yield
@@ -124,36 +126,27 @@ class Folder:
         self, name: str, fill: Callable[[IO[bytes]], object], *, is_new: bool = False
     ) -> bool:
         place = self.path / name
-        draft = place.with_name(f".{place.name}.draft")
+        # (of its own: a repository is created before there is a lock)
+        draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.draft")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if is_new:
-                place.hardlink_to(draft)  # unlike a rename, this fails where something is
-                draft.unlink()
-            else:
-                draft.replace(place)
-            _sync_folder(place.parent)
-        except FileExistsError:
-            draft.unlink(missing_ok=True)
-            return False
+            try:
+                with draft.open("wb") as file:
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if is_new:
+                    move_new(draft, place)
+                else:
+                    draft.replace(place)
+            finally:
+                draft.unlink(missing_ok=True)
+            sync_folder(place.parent)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            if is_new and isinstance(error, FileExistsError) and place.exists():
+                return False
             raise _unavailable(error) from error
         return True
-
-
-def _sync_folder(path: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no such thing
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unavailable(error: OSError) -> TargetUnavailableError | DiskFullError:

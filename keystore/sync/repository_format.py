@@ -35,6 +35,11 @@ FIELD = "x-keystore"
 """The name of keystore's field in root and timestamp."""
 FORMAT: Literal[1] = 1
 SNAPSHOT_NAME = "snapshot.sqlite.zst"
+_ANEW = (
+    "Find out who has signed that; then, at the origin, remove metadata/timestamp.json and run "
+    "`keystore sync TARGET --reconcile`."
+)
+"""(a plain sync reads what is published first, and stops there as well)"""
 _CHANGES_NAME = re.compile(r"changes-[0-9]{1,19}-[0-9]{1,19}\.jsonl\.zst")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -247,7 +252,7 @@ def _refuse_unsafe(target: TargetFile) -> None:
 def _unsafe(name: str) -> UnsafeNameError:
     return UnsafeNameError(
         f"the repository names a file {name[:80]!r}, as no keystore does.",
-        hint="It was refused; publish anew with the origin's keystore.",
+        hint=_ANEW,
     )
 
 
@@ -260,6 +265,5 @@ def _validated(kind: type[_T], said: Any, where: str) -> _T:
 
 def _incomplete(what: str) -> IncompleteStateError:
     return IncompleteStateError(
-        f"the repository's metadata lack {what}, or it is wrong.",
-        hint="Publish anew with a current keystore.",
+        f"the repository's metadata lack {what}, or it is wrong.", hint=_ANEW
     )

@@ -14,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
+from keystore.disk import sync_folder
 from keystore.errors import AlreadyExistsError, InvalidInputError, TargetNotReadyError
 from keystore.sync.repository_format import terms_of
 
@@ -142,6 +143,7 @@ def take_next(path: Path) -> None:
     """Put what was made to follow the file at ``path`` into its place."""
     with suppress(FileNotFoundError):  # it is there already: done before, or by another process
         _next(path).replace(path)
+        sync_folder(path.parent)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
@@ -152,6 +154,9 @@ def _write(path: Path, data: bytes, mode: int) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        sync_folder(
+            path.parent
+        )  # before the repository counts on it: a root key has no second copy
     except OSError as error:
         raise InvalidInputError(
             f"{path}: {error.strerror}.", hint="Choose another place (--keys, --root-key)."

@@ -50,7 +50,7 @@ def hub_admin(url: str) -> "Iterator[HubAdmin]":
         raise UnsupportedTargetError(
             f"{redacted(url)} is not a hub.", hint="A hub's URL starts with postgresql://."
         )
-    with hub_extra():
+    with needs_extra("postgres"):
         from keystore.sync.hub_admin import HubAdmin
     admin = HubAdmin(url)
     try:
@@ -78,14 +78,12 @@ def opened(
     opened_target: Target
     match urlsplit(url).scheme:
         case "postgresql" | "postgres":
-            with hub_extra():
+            with needs_extra("postgres"):
                 from keystore.sync.postgres import PostgresHub
             opened_target = PostgresHub(url)
         case "file" | "s3" | "https" | "http":
-            try:
+            with needs_extra("files"):
                 from keystore.sync.files import FileRepository
-            except ImportError as error:
-                raise _missing_extra("files", error) from error
             state = None
             if file is not None:
                 with file.errors():
@@ -328,20 +326,16 @@ def verify(
 
 
 @contextmanager
-def hub_extra() -> Iterator[None]:
-    """Say which extra to install, where an import needs the driver of hubs.
+def needs_extra(name: str) -> Iterator[None]:
+    """Say which extra to install, where an import needs it.
 
     Raises:
-        UnsupportedTargetError: the driver is missing.
+        UnsupportedTargetError: it is not installed.
     """
     try:
         yield
     except ImportError as error:
-        raise _missing_extra("postgres", error) from error
-
-
-def _missing_extra(extra: str, error: ImportError) -> UnsupportedTargetError:
-    return UnsupportedTargetError(
-        f"this target needs the extra {extra!r} ({error.name} is not installed).",
-        hint=f"pip install 'keystore[{extra}]'",
-    )
+        raise UnsupportedTargetError(
+            f"this needs the extra {name!r} ({error.name} is not installed).",
+            hint=f"pip install 'keystore[{name}]'",
+        ) from error

@@ -47,7 +47,7 @@ class Trusted:
     ) -> None:
         (folder / "root_history").mkdir(parents=True)
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_bytes(text.encode())
         with tuf_errors(storage, root, folder):
             fetcher = StorageFetcher(storage)
             if not _is_current(fetcher, folder):
@@ -61,7 +61,7 @@ class Trusted:
         self._targets: Targets = _read(folder / "targets.json")
         found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
         self.files = {
-            path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in found
+            path.relative_to(folder).as_posix(): path.read_bytes().decode() for path in found
         }
 
     def state(self) -> State | None:

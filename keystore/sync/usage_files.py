@@ -317,7 +317,8 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
 
 def _take(file: StoreFile, path: Path, label: str, *, follow: bool) -> Taken:
     said = envelope.parse(read(path, envelope.MAX_FILE_BYTES, follow=follow), envelope.USAGE_TYPE)
-    key = _key(file.conn, said.fingerprint)
+    with file.read() as conn:
+        key = _key(conn, said.fingerprint)
     envelope.verify(said, envelope.load_public(key.public_key))
     lines = envelope.unpack(said.payload)
     header, rows = envelope.parse_lines(lines)

@@ -5,6 +5,7 @@ import stat
 import uuid
 from pathlib import Path
 
+from keystore.disk import move_new, sync_folder
 from keystore.errors import (
     AlreadyExistsError,
     LargeUsageFileError,
@@ -30,8 +31,8 @@ def place(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             reached("export.drafted")
-            _move(draft, path)
-            _sync_folder(path.parent)
+            move_new(draft, path)
+            sync_folder(path.parent)
         finally:
             draft.unlink(missing_ok=True)
     except FileExistsError:
@@ -94,24 +95,3 @@ def _holds(path: Path, data: bytes) -> bool:
 
 def _unreadable(why: str) -> UnreadableUsageFileError:
     return UnreadableUsageFileError(f"{why}.", hint="Check the path and its permissions.")
-
-
-def _move(draft: Path, path: Path) -> None:
-    try:
-        os.link(draft, path)  # unlike rename, link fails where something has appeared meanwhile
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists() or path.is_symlink():
-            raise FileExistsError from None
-        draft.rename(path)
-
-
-def _sync_folder(path: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no such thing
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""Puts files into folders for good: what several parts of keystore write beside SQLite's own."""
+
+import os
+from pathlib import Path
+
+
+def move_new(draft: Path, path: Path) -> None:
+    """Move a file to a path that is free.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    try:
+        os.link(draft, path)  # unlike rename, link fails where something has appeared meanwhile
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists() or path.is_symlink():
+            raise FileExistsError from None
+        draft.rename(path)
+    else:
+        draft.unlink()
+
+
+def sync_folder(path: Path) -> None:
+    """Bring to disk which files are in a folder."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no such thing
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
