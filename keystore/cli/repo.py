@@ -1,8 +1,6 @@
 """Commands for a repository of signed files: create, info, rotate, renew, gc."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +20,10 @@ from keystore.cli.common import (
 from keystore.cli.offline import duration
 from keystore.cli.sync import keys_option, read_root, root_option, signing_keys
 from keystore.db import open_store
-from keystore.errors import UnsupportedTargetError, WrongRoleError
+from keystore.errors import WrongRoleError
 from keystore.store import Store
 from keystore.sync import engine, targets, urls
+from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
     from keystore.sync.repository_format import Scope
@@ -90,7 +89,7 @@ def repo_create(
     """
     if account is not None and service is not None:
         raise click.UsageError("--account and --service exclude each other.")
-    with _files_extra():
+    with extra("files"):
         from keystore.sync import repository, repository_keys
         from keystore.sync.storage import storage_of
     url, keys = urls.normalized(target), signing_keys(keys_path, db_path)
@@ -112,6 +111,11 @@ def repo_create(
         engine.remember(store.file, repository_id, urls.redacted(url))
     root_key = root_key or repository_keys.root_key_path(keys)
     online = keys / repository_keys.ONLINE_KEY
+    said = ""
+    if signing_keys(None, db_path) not in (keys, keys.parent):
+        said = (
+            f"\nThe keys are apart: name them at each sync, `keystore sync {target} --keys {keys}`."
+        )
     show(
         {
             "url": urls.redacted(url),
@@ -122,7 +126,7 @@ def repo_create(
         f"Made repository {urls.redacted(url)}.\n"
         f"Replicas trust {root}: hand it to them by a way that you trust.\n"
         f"Move {root_key} offline; keep {online} here: it signs each sync.\n"
-        f"Sync more often than every {_words(expires)}: the signatures expire.",
+        f"Sync more often than every {_words(expires)}: the signatures expire.{said}",
     )
 
 
@@ -142,7 +146,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
       keystore repo info file:///srv/keys
       keystore repo info https://cdn.example.org/keys --root root.json
     """
-    with _files_extra():
+    with extra("files"):
         from keystore.sync import repository_info, repository_keys
         from keystore.sync.storage import storage_of
     url = urls.normalized(target)
@@ -238,7 +242,7 @@ def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
     Example:
       keystore repo gc s3://bucket/keys
     """
-    with _files_extra():
+    with extra("files"):
         from keystore.sync.repository import Publisher
         from keystore.sync.repository_keys import alone
         from keystore.sync.storage import storage_of
@@ -256,7 +260,7 @@ def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
 
 
 def _rotate(target: str, keys: Path, root_key: Path | None, *, online: bool, root: bool) -> int:
-    with _files_extra():
+    with extra("files"):
         from keystore.sync import rotation
         from keystore.sync.storage import storage_of
     storage = storage_of(urls.normalized(target))
@@ -296,17 +300,6 @@ def _words(count: int) -> str:
         if count >= size and count % size == 0:
             return plural(count // size, unit)
     return plural(count, "second")
-
-
-@contextmanager
-def _files_extra() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UnsupportedTargetError(
-            f"a repository needs the extra 'files' ({error.name} is not installed).",
-            hint="pip install 'keystore[files]'",
-        ) from error
 
 
 COMMANDS: tuple[click.Command, ...] = (repo,)
