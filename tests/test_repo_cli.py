@@ -295,3 +295,10 @@ def test_a_lost_online_key_says_which_command_makes_a_new_one(site: Store) -> No
     assert "--root-key" in run("repo", "rotate", "all", "--online", code=1).stderr
     run("repo", "rotate", "all", "--online", "--root-key", "safe.pem")
     run("sync")
+
+
+def test_who_follows_a_repository_untold_whom_to_trust_is_asked_for_the_root(site: Store) -> None:
+    run("repo", "create", "all")
+    run("sync")
+    run("replicate", "all", "edge.db", "--root", "origin.db.keys/root.json")
+    assert "--root" in run("sync", "other", "--follow", "--db", "edge.db", code=1).stderr

@@ -39,10 +39,10 @@ root_key_option = click.option(
 
 @click.group()
 def repo() -> None:
-    """A repository of signed files: make it, look at it, change its keys."""
+    """A repository of signed files, and its keys."""
 
 
-@repo.command("create")
+@repo.command("create", short_help="Make an empty repository, and its keys.")
 @click.argument("target")
 @keys_option
 @root_key_option
@@ -154,6 +154,9 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
     if root is None:
         root = repository_keys.trusted_root(_keys_of(target, keys_path, db_path))
     info = repository_info.look(storage_of(url), root)
+    snapshot = None
+    if info.snapshot_bytes:
+        snapshot = f"{info.snapshot_bytes:,} bytes, as of change {info.snapshot_change}"
     show_pairs(
         info,
         [
@@ -168,7 +171,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
                 f"version {info.root_version}, good until {_until(info.root_expires_at)}",
             ),
             ("keys", f"{info.root_keys} root, {info.online_keys} online"),
-            ("snapshot", f"{info.snapshot_bytes:,} bytes, as of change {info.snapshot_change}"),
+            ("snapshot", snapshot),
             ("changes", f"{plural(info.segments, 'file')}, {info.segment_bytes:,} bytes"),
         ],
     )
@@ -176,7 +179,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
         click.echo(f"keystore: warning: {printable(warning)}", err=True)
 
 
-@repo.command("rotate")
+@repo.command("rotate", short_help="Replace the online key, the root key, or both.")
 @click.argument("target")
 @click.option("--online", is_flag=True, help="Make a new online key.")
 @click.option("--root", "root", is_flag=True, help="Make a new root key.")
@@ -228,7 +231,7 @@ def repo_renew(db_path: Path, target: str, keys_path: Path | None, root_key: Pat
     show({"root_version": version}, f"Renewed: root file {version}.")
 
 
-@repo.command("gc")
+@repo.command("gc", short_help="Remove what nobody names any more.")
 @click.argument("target")
 @keys_option
 @db_option

@@ -69,7 +69,7 @@ def usage() -> None:
     """Usage in signed files, for replicas that no hub serves."""
 
 
-@usage.command("key")
+@usage.command("key", short_help="At a replica: make its key, and what enrolls it.")
 @click.argument("enrolment", type=click.Path(path_type=Path))
 @key_option
 @store_options
@@ -102,7 +102,7 @@ def key(db_path: Path, enrolment: Path, key_path: Path | None) -> None:
     )
 
 
-@usage.command("enroll")
+@usage.command("enroll", short_help="At an origin: take a replica's key.")
 @click.argument("enrolment", type=click.Path(path_type=Path))
 @click.option("--label", metavar="TEXT", help="Whose key that is, for the list of keys.")
 @store_options
@@ -138,7 +138,7 @@ def enroll(db_path: Path, enrolment: Path, label: str | None) -> None:
     show(added, "\n".join(lines))
 
 
-@usage.command("keys")
+@usage.command("keys", short_help="At an origin: list the keys of replicas.")
 @store_options
 def keys(db_path: Path) -> None:
     """At an origin: list the keys that replicas sign their usage files with.
@@ -155,7 +155,7 @@ def keys(db_path: Path) -> None:
     show_table(found, columns, empty="No keys: `keystore usage enroll` adds one.")
 
 
-@usage.command("revoke-key")
+@usage.command("revoke-key", short_help="At an origin: take nothing more of a key.")
 @click.argument("fingerprint")
 @store_options
 def revoke_key(db_path: Path, fingerprint: str) -> None:
@@ -176,7 +176,7 @@ def revoke_key(db_path: Path, fingerprint: str) -> None:
     )
 
 
-@usage.command("export")
+@usage.command("export", short_help="At a replica: write its usage into files.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--again",
@@ -214,7 +214,7 @@ def export(
         show([], "No new usage.")
 
 
-@usage.command("ingest")
+@usage.command("ingest", short_help="At an origin: take usage files.")
 @click.argument(
     "paths", metavar="FILE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -248,7 +248,7 @@ def ingest(db_path: Path, paths: tuple[Path, ...]) -> None:
         click.get_current_context().exit(1)
 
 
-@usage.command("gaps")
+@usage.command("gaps", short_help="At an origin: list the numbers that are missing.")
 @store_options
 def gaps(db_path: Path) -> None:
     """At an origin: list the numbers that are missing between those that were taken.
