@@ -241,7 +241,7 @@ def test_a_publisher_that_is_killed_leaves_a_whole_state_and_goes_on(
     read = replicate if is_first else ["sync", folder, "--db", edge]
     status, said = children.run(*read)
     if is_first and step not in AFTER:
-        assert "lacks a file" in said
+        assert "lacks the file" in said
     else:
         assert status == 0, said
         with Store.open(edge) as store, Store.open(origin) as at:

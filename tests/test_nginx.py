@@ -157,6 +157,6 @@ def test_only_what_readers_need_is_served_and_caches_are_told(site: Site, tmp_pa
 
 
 def test_publishing_over_http_is_refused(site: Site) -> None:
-    with pytest.raises(KeystoreError, match="cannot be written") as caught:
+    with pytest.raises(KeystoreError, match="can only be read") as caught:
         targets.sync(site.store.file, site.nginx.url, keys=site.keys)
     said(caught.value)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,3 +219,86 @@ def test_the_words_of_info_and_its_warnings(site: Store, monkeypatch: pytest.Mon
     assert "root file expires in 729 days" in said.stderr
     assert "old online key" in said.stderr
     assert len(json.loads(run("repo", "info", "files", "--json").stdout)["warnings"]) == 2
+
+
+@pytest.mark.parametrize("module", ["tuf", "obstore"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "repo create s3://bucket/keys",
+        "repo info https://cdn.example.org/keys --root origin.db.keys/root.json",
+        "repo rotate s3://bucket/keys --online",
+        "repo renew s3://bucket/keys",
+        "repo gc s3://bucket/keys",
+        "sync s3://bucket/keys",
+        "replicate https://cdn.example.org/keys edge.db --root origin.db.keys/root.json",
+    ],
+)
+def test_every_command_names_the_extra_that_is_missing(
+    site: Store, tmp_path: Path, module: str, arguments: str
+) -> None:
+    run("repo", "create", "all")
+    lacking = "import sys; from importlib.abc import MetaPathFinder\n"
+    lacking += "class Lacking(MetaPathFinder):\n  def find_spec(self, name, *_):\n"
+    lacking += (
+        "    if name.partition('.')[0] == sys.argv[1]: raise ModuleNotFoundError(name=name)\n"
+    )
+    lacking += "sys.meta_path.insert(0, Lacking())\n"
+    lacking += "from keystore.cli import main; main(sys.argv[2:])"
+    ended = subprocess.run(
+        [sys.executable, "-c", lacking, module, *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "the extra 'files' (" + module in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_repository_that_never_answered_is_not_among_those_of_a_bare_sync(site: Store) -> None:
+    run("repo", "create", "all")
+    run("sync")
+    run("replicate", "all", "edge.db", "--root", "origin.db.keys/root.json")
+    run("repo", "create", "empty", "--keys", "origin.db.keys/empty")
+    root = "origin.db.keys/empty/root.json"
+    run("sync", "empty", "--db", "edge.db", "--root", root, code=1)
+    run("sync", "--db", "edge.db")
+    run("sync", "empty")
+    run("sync", "empty", "--db", "edge.db", "--root", root)
+    assert len(run("sync", "--db", "edge.db").stdout.splitlines()) == 2
+
+
+def test_keys_elsewhere_are_told_of_and_how_a_bare_sync_misses_them(site: Store) -> None:
+    run("repo", "create", "all")
+    said = run("repo", "create", "ada", "--account", ADA, "--keys", "ada.keys").stdout
+    assert "--keys ada.keys" in said.splitlines()[-1]
+    error = run("sync", code=1).stderr
+    assert error.count("file://") == 1
+    assert "--keys" in error
+
+
+def test_what_is_missing_is_said_once(site: Store, tmp_path: Path) -> None:
+    run("repo", "create", "all")
+    error = run("replicate", "all", "edge.db", "--root", "origin.db.keys/root.json", code=1).stderr
+    assert error == (
+        f"keystore: {(tmp_path / 'all').as_uri()} lacks the file metadata/timestamp.json. "
+        "Check the URL; publish from the origin first, or try again.\n"
+    )
+
+
+def test_a_lost_online_key_says_which_command_makes_a_new_one(site: Store) -> None:
+    run("repo", "create", "all")
+    Path("origin.db.keys/online.pem").unlink()
+    assert "repo rotate TARGET --online" in run("sync", code=1).stderr
+    Path("origin.db.keys/offline/root.pem").rename("safe.pem")
+    assert "--root-key" in run("repo", "rotate", "all", "--online", code=1).stderr
+    run("repo", "rotate", "all", "--online", "--root-key", "safe.pem")
+    run("sync")
+
+
+def test_who_follows_a_repository_untold_whom_to_trust_is_asked_for_the_root(site: Store) -> None:
+    run("repo", "create", "all")
+    run("sync")
+    run("replicate", "all", "edge.db", "--root", "origin.db.keys/root.json")
+    assert "--root" in run("sync", "other", "--follow", "--db", "edge.db", code=1).stderr

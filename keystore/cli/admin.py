@@ -317,7 +317,7 @@ def changes(db_path: Path, since: int, limit: int | None) -> None:
     show_table(rows, columns, empty="No changes.")
 
 
-@click.command()
+@click.command(short_help="Show the store, its targets, how long it may go on.")
 @store_options
 def status(db_path: Path) -> None:
     """Show who this store is, what it holds, and where it stands with its targets.

@@ -11,7 +11,7 @@ from keystore.cli.common import json_option, show, store_options
 from keystore.db import SCHEMA_VERSION, open_store, versions
 
 
-@click.command("migrate")
+@click.command("migrate", short_help="Bring a store to this program's schema version.")
 @store_options
 def migrate_command(db_path: Path) -> None:
     """Bring an older store to this program's schema version, with a backup first.
@@ -35,7 +35,7 @@ def migrate_command(db_path: Path) -> None:
     )
 
 
-@click.command()
+@click.command(short_help="Write a complete copy of the store.")
 @click.argument("path", type=click.Path(path_type=Path))
 @store_options
 def backup(db_path: Path, path: Path) -> None:
@@ -50,7 +50,7 @@ def backup(db_path: Path, path: Path) -> None:
     show({"backup": str(path)}, f"Backed {db_path} up to {path}.")
 
 
-@click.command()
+@click.command(short_help="Make a store from a backup.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
@@ -67,7 +67,7 @@ def restore(source: Path, path: Path) -> None:
     show(info, f"Restored {info.role} store {info.store_id} to {path}.")
 
 
-@click.command()
+@click.command(short_help="Look for what is wrong with the store, and mend it.")
 @click.option("--fix", is_flag=True, help="Back up, then mend what can be mended without a guess.")
 @store_options
 def doctor(db_path: Path, fix: bool) -> None:

@@ -38,7 +38,7 @@ def _host(text: str) -> str:
     return text
 
 
-@click.command()
+@click.command(short_help="Say whether a token may pass.")
 @click.argument("token")
 @click.option(
     "--cost",

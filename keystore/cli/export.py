@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from keystore.export import Progress, Summary
 
 
-@click.command()
+@click.command(short_help="Export tables or changes, as JSON Lines or CSV.")
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @click.option(
     "--format",

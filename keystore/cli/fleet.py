@@ -165,7 +165,7 @@ def fleet(target: str, stale_after: int, watch: bool) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-@click.command()
+@click.command(short_help="Sync with a target no longer.")
 @click.argument("target")
 @store_options
 def forget(db_path: Path, target: str) -> None:

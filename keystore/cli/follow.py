@@ -170,7 +170,9 @@ class _Printer:
         for warning in () if self._as_json else event.report.warnings:
             click.echo(f"keystore: warning: {printable(warning)}", err=True)
         if event.error is not None and not self._as_json:
-            said = f"{event.report.target}: {event.error.message} Trying again."
+            where = event.report.target
+            where = "" if where in event.error.message else f"{where}: "
+            said = f"{where}{event.error} Trying again."
             click.echo(f"keystore: {printable(said)}", err=True)
 
 

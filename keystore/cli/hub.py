@@ -7,6 +7,7 @@ import click
 
 from keystore.cli.common import json_option, plural, printable, seconds, show
 from keystore.sync import targets
+from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
     from keystore.sync.hub_compact import Compaction
@@ -82,7 +83,7 @@ def hub_grant(
         "origin_id": str(origin_id) if origin_id else None,
         "replica_of": str(replica_of) if replica_of else None,
     }
-    with targets.needs_extra("postgres"):
+    with extra("postgres"):
         from keystore.sync import hub_grants
     if only_print:
         text = f"BEGIN;\n{hub_grants.script(role, **store)}COMMIT;"
@@ -107,7 +108,7 @@ def hub_ungrant(url: str, role: str) -> None:
     Example:
       keystore hub ungrant postgresql://hub.example.org/keystore edge7
     """
-    with targets.needs_extra("postgres"):
+    with extra("postgres"):
         from keystore.sync import hub_grants
     with targets.hub_admin(url) as admin:
         hub_grants.ungrant(admin, role)
@@ -132,7 +133,7 @@ def hub_compact(url: str, lease: int) -> None:
     Example:
       keystore hub compact postgresql://hub.example.org/keystore --lease 90d
     """
-    with targets.needs_extra("postgres"):
+    with extra("postgres"):
         from keystore.sync.hub_compact import compact
     done: list[Compaction] = []
     try:

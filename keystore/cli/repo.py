@@ -23,6 +23,7 @@ from keystore.db import open_store
 from keystore.errors import WrongRoleError
 from keystore.store import Store
 from keystore.sync import engine, targets, urls
+from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
     from keystore.sync.repository_format import Scope
@@ -38,10 +39,10 @@ root_key_option = click.option(
 
 @click.group()
 def repo() -> None:
-    """A repository of signed files: make it, look at it, change its keys."""
+    """A repository of signed files, and its keys."""
 
 
-@repo.command("create")
+@repo.command("create", short_help="Make an empty repository, and its keys.")
 @click.argument("target")
 @keys_option
 @root_key_option
@@ -88,7 +89,7 @@ def repo_create(
     """
     if account is not None and service is not None:
         raise click.UsageError("--account and --service exclude each other.")
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import repository, repository_keys
         from keystore.sync.storage import storage_of
     url, keys = urls.normalized(target), signing_keys(keys_path, db_path)
@@ -110,6 +111,11 @@ def repo_create(
         engine.remember(store.file, repository_id, urls.redacted(url))
     root_key = root_key or repository_keys.root_key_path(keys)
     online = keys / repository_keys.ONLINE_KEY
+    said = ""
+    if signing_keys(None, db_path) not in (keys, keys.parent):
+        said = (
+            f"\nThe keys are apart: name them at each sync, `keystore sync {target} --keys {keys}`."
+        )
     show(
         {
             "url": urls.redacted(url),
@@ -120,7 +126,7 @@ def repo_create(
         f"Made repository {urls.redacted(url)}.\n"
         f"Replicas trust {root}: hand it to them by a way that you trust.\n"
         f"Move {root_key} offline; keep {online} here: it signs each sync.\n"
-        f"Sync more often than every {_words(expires)}: the signatures expire.",
+        f"Sync more often than every {_words(expires)}: the signatures expire.{said}",
     )
 
 
@@ -140,7 +146,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
       keystore repo info file:///srv/keys
       keystore repo info https://cdn.example.org/keys --root root.json
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import repository_info, repository_keys
         from keystore.sync.storage import storage_of
     url = urls.normalized(target)
@@ -148,6 +154,9 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
     if root is None:
         root = repository_keys.trusted_root(_keys_of(target, keys_path, db_path))
     info = repository_info.look(storage_of(url), root)
+    snapshot = None
+    if info.snapshot_bytes:
+        snapshot = f"{info.snapshot_bytes:,} bytes, as of change {info.snapshot_change}"
     show_pairs(
         info,
         [
@@ -162,7 +171,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
                 f"version {info.root_version}, good until {_until(info.root_expires_at)}",
             ),
             ("keys", f"{info.root_keys} root, {info.online_keys} online"),
-            ("snapshot", f"{info.snapshot_bytes:,} bytes, as of change {info.snapshot_change}"),
+            ("snapshot", snapshot),
             ("changes", f"{plural(info.segments, 'file')}, {info.segment_bytes:,} bytes"),
         ],
     )
@@ -170,7 +179,7 @@ def repo_info(db_path: Path, target: str, keys_path: Path | None, root_path: Pat
         click.echo(f"keystore: warning: {printable(warning)}", err=True)
 
 
-@repo.command("rotate")
+@repo.command("rotate", short_help="Replace the online key, the root key, or both.")
 @click.argument("target")
 @click.option("--online", is_flag=True, help="Make a new online key.")
 @click.option("--root", "root", is_flag=True, help="Make a new root key.")
@@ -222,7 +231,7 @@ def repo_renew(db_path: Path, target: str, keys_path: Path | None, root_key: Pat
     show({"root_version": version}, f"Renewed: root file {version}.")
 
 
-@repo.command("gc")
+@repo.command("gc", short_help="Remove what nobody names any more.")
 @click.argument("target")
 @keys_option
 @db_option
@@ -236,7 +245,7 @@ def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
     Example:
       keystore repo gc s3://bucket/keys
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync.repository import Publisher
         from keystore.sync.repository_keys import alone
         from keystore.sync.storage import storage_of
@@ -254,7 +263,7 @@ def repo_gc(db_path: Path, target: str, keys_path: Path | None) -> None:
 
 
 def _rotate(target: str, keys: Path, root_key: Path | None, *, online: bool, root: bool) -> int:
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import rotation
         from keystore.sync.storage import storage_of
     storage = storage_of(urls.normalized(target))

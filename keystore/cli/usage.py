@@ -10,7 +10,7 @@ import click
 from keystore.cli.common import plural, printable, show, show_table, store_options
 from keystore.db import open_store
 from keystore.errors import UsageFileError
-from keystore.sync import targets
+from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
     from keystore.sync.usage_files import Gap
@@ -57,7 +57,7 @@ def usage() -> None:
     """Usage in signed files, for replicas that no hub serves."""
 
 
-@usage.command("key")
+@usage.command("key", short_help="At a replica: make its key, and what enrolls it.")
 @click.argument("enrolment", type=click.Path(path_type=Path))
 @key_option
 @store_options
@@ -70,7 +70,7 @@ def key(db_path: Path, enrolment: Path, key_path: Path | None) -> None:
     Example:
       keystore usage key edge.enrolment --db edge.db
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_keys
         from keystore.sync.usage_place import place
     path = _key_path(key_path, db_path)
@@ -90,7 +90,7 @@ def key(db_path: Path, enrolment: Path, key_path: Path | None) -> None:
     )
 
 
-@usage.command("enroll")
+@usage.command("enroll", short_help="At an origin: take a replica's key.")
 @click.argument("enrolment", type=click.Path(path_type=Path))
 @click.option("--label", metavar="TEXT", help="Whose key that is, for the list of keys.")
 @store_options
@@ -103,7 +103,7 @@ def enroll(db_path: Path, enrolment: Path, label: str | None) -> None:
     Example:
       keystore usage enroll edge.enrolment --label "shop in Trento"
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_keys
         from keystore.sync.usage_place import read
     with open_store(db_path) as file:
@@ -126,7 +126,7 @@ def enroll(db_path: Path, enrolment: Path, label: str | None) -> None:
     show(added, "\n".join(lines))
 
 
-@usage.command("keys")
+@usage.command("keys", short_help="At an origin: list the keys of replicas.")
 @store_options
 def keys(db_path: Path) -> None:
     """At an origin: list the keys that replicas sign their usage files with.
@@ -135,7 +135,7 @@ def keys(db_path: Path) -> None:
     Example:
       keystore usage keys
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_keys
     with open_store(db_path) as file:
         found = usage_keys.keys(file)
@@ -143,7 +143,7 @@ def keys(db_path: Path) -> None:
     show_table(found, columns, empty="No keys: `keystore usage enroll` adds one.")
 
 
-@usage.command("revoke-key")
+@usage.command("revoke-key", short_help="At an origin: take nothing more of a key.")
 @click.argument("fingerprint")
 @store_options
 def revoke_key(db_path: Path, fingerprint: str) -> None:
@@ -153,7 +153,7 @@ def revoke_key(db_path: Path, fingerprint: str) -> None:
     Example:
       keystore usage revoke-key 5f0c...
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_keys
     with open_store(db_path) as file:
         revoked = usage_keys.revoke_key(file, fingerprint)
@@ -164,7 +164,7 @@ def revoke_key(db_path: Path, fingerprint: str) -> None:
     )
 
 
-@usage.command("export")
+@usage.command("export", short_help="At a replica: write its usage into files.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--again",
@@ -184,7 +184,7 @@ def export(
       keystore usage export /media/stick --db edge.db
       keystore usage export /media/stick --again 3-5 --db edge.db
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_files
     path = _key_path(key_path, db_path)
     written: list[usage_files.Written] = []
@@ -202,7 +202,7 @@ def export(
         show([], "No new usage.")
 
 
-@usage.command("ingest")
+@usage.command("ingest", short_help="At an origin: take usage files.")
 @click.argument(
     "paths", metavar="FILE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -217,7 +217,7 @@ def ingest(db_path: Path, paths: tuple[Path, ...]) -> None:
     Example:
       keystore usage ingest /media/stick
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_files
     with open_store(db_path) as file:
         done = usage_files.ingest(file, paths)
@@ -236,7 +236,7 @@ def ingest(db_path: Path, paths: tuple[Path, ...]) -> None:
         click.get_current_context().exit(1)
 
 
-@usage.command("gaps")
+@usage.command("gaps", short_help="At an origin: list the numbers that are missing.")
 @store_options
 def gaps(db_path: Path) -> None:
     """At an origin: list the numbers that are missing between those that were taken.
@@ -245,7 +245,7 @@ def gaps(db_path: Path) -> None:
     Example:
       keystore usage gaps
     """
-    with targets.needs_extra("files"):
+    with extra("files"):
         from keystore.sync import usage_files
     with open_store(db_path) as file:
         found = usage_files.gaps(file)

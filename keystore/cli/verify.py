@@ -16,7 +16,7 @@ SHOWN = 20
 """Differences that are named on a terminal; --json has them all."""
 
 
-@click.command()
+@click.command(short_help="Compare the store with a target, and repair.")
 @click.argument("target")
 @click.option("--repair", is_flag=True, help="Bring over again just what differs.")
 @keys_option
@@ -60,7 +60,7 @@ def _told(found: Verification) -> str:
     return "\n".join(map(printable, lines))
 
 
-@click.command()
+@click.command(short_help="Shorten the ChangeLog.")
 @click.option(
     "--lease",
     type=seconds,

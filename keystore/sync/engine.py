@@ -176,29 +176,34 @@ def pull(
             f"{file.path} is an origin; only a replica pulls.",
             hint="Make a replica with `keystore replicate`.",
         )
-    remember(file, source.target_id, url)
     try:
-        _pull_after(file, source, info.as_of_change, report, on_progress)
+        _pull_after(file, source, url, info.as_of_change, report, on_progress)
     except IncompleteStateError:
         # Something is missing here or there. If it is here, everything anew mends it.
-        _pull_after(file, source, None, report, on_progress)
+        _pull_after(file, source, url, None, report, on_progress)
     held = file.info()  # later than the cut, if another process has pulled meanwhile
     report.as_of_change, report.as_of_at = held.as_of_change, held.as_of_at
     reached("pull.done")
 
 
 def _pull_after(
-    file: StoreFile, source: Source, after: int | None, report: Report, on_progress: OnProgress
+    file: StoreFile,
+    source: Source,
+    url: str,
+    after: int | None,
+    report: Report,
+    on_progress: OnProgress,
 ) -> None:
     info = file.info()
     with source.pull(info.origin_id, after) as cut:
+        remember(file, source.target_id, url)  # now: a URL that never worked is no target
         reached("pull.opened")
         if cut.is_everything or cut.origin.incarnation == info.origin_incarnation:
             report.pulled = replay(file, cut, source.target_id, on_progress)
             return
     # The origin was put back to an earlier state. It counts its changes anew from there, so what is
     # later than ours by number is not all that we lack.
-    _pull_after(file, source, None, report, on_progress)
+    _pull_after(file, source, url, None, report, on_progress)
 
 
 def replicate(

@@ -33,7 +33,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.url = str(path)
+        self.url = path.absolute().as_uri()
 
     def prepare(self) -> None:
         """Folders are made when they are written to, and have a lock."""

@@ -196,7 +196,7 @@ class Follower:
             self._opened(self._url, file=file, keys=self._keys, root=self._root) as target,
         ):
             info = file.info()
-            known = target.hub or target.source or target.sink
+            known = target.hub or (target.source if not info.is_origin else target.sink)
             self._has_hub = target.hub is not None
             self._target_id = None if known is None else known.target_id
             self._announced = 0

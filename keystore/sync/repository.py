@@ -342,7 +342,7 @@ def identity(storage: Storage, first: bytes) -> str:
     if found is None or found[0] != first:
         raise ForeignRootError(
             f"{storage.url} is another repository than this root file is for.",
-            hint="Check the URL and what `keystore repo create` wrote (--keys, --root).",
+            hint="Check the URL; pass the keys or the root file of that one (--keys, --root).",
         )
     return str(terms.repository_id)
 

@@ -70,8 +70,7 @@ def alone(keys: Path) -> Iterator[None]:
 def _no_keys(path: Path, error: OSError) -> TargetNotReadyError:
     return TargetNotReadyError(
         f"{path}: {error.strerror}.",
-        hint="Make a repository with `keystore repo create`, or pass the folder that it wrote "
-        "(--keys).",
+        hint="Pass the folder that `keystore repo create` wrote (--keys), with its root.json.",
     )
 
 
@@ -194,7 +193,9 @@ def _load(path: Path) -> CryptoSigner:
     except OSError as error:
         raise InvalidInputError(
             f"{path}: {error.strerror}.",
-            hint="Pass the one that `keystore repo create` wrote (--keys, --root-key).",
+            hint="Bring it back; or make another: `keystore repo rotate TARGET --online`."
+            if path.name == ONLINE_KEY
+            else "Name the file with the root key, where it is now (--root-key).",
         ) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidInputError(

@@ -21,6 +21,7 @@ from keystore.errors import (
     TargetUnavailableError,
     UnsupportedTargetError,
 )
+from keystore.sync.extras import extra
 from keystore.sync.urls import redacted
 
 MAX_METADATA = 64 << 20
@@ -93,7 +94,7 @@ def storage_of(url: str) -> Storage:
     """Return the storage at a repository's URL.
 
     Raises:
-        UnsupportedTargetError: the scheme is none that files come by.
+        UnsupportedTargetError: the scheme is none that files come by, or the extra is missing.
     """
     match urlsplit(url).scheme:
         case "file":
@@ -101,8 +102,8 @@ def storage_of(url: str) -> Storage:
 
             return Folder(path_of(url))
         case "s3" | "https" | "http":
-            from keystore.sync.objects import ObjectStorage
-
+            with extra("files"):
+                from keystore.sync.objects import ObjectStorage
             return ObjectStorage(url)
     raise UnsupportedTargetError(
         f"{redacted(url)} is not a place for files.",

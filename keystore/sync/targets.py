@@ -26,6 +26,7 @@ from keystore.errors import (
 from keystore.sync import engine, exchange
 from keystore.sync import verify as verification
 from keystore.sync.engine import Report
+from keystore.sync.extras import extra
 from keystore.sync.progress import OnProgress, nobody
 from keystore.sync.protocols import Target
 from keystore.sync.urls import normalized, redacted
@@ -50,7 +51,7 @@ def hub_admin(url: str) -> "Iterator[HubAdmin]":
         raise UnsupportedTargetError(
             f"{redacted(url)} is not a hub.", hint="A hub's URL starts with postgresql://."
         )
-    with needs_extra("postgres"):
+    with extra("postgres"):
         from keystore.sync.hub_admin import HubAdmin
     admin = HubAdmin(url)
     try:
@@ -78,11 +79,11 @@ def opened(
     opened_target: Target
     match urlsplit(url).scheme:
         case "postgresql" | "postgres":
-            with needs_extra("postgres"):
+            with extra("postgres"):
                 from keystore.sync.postgres import PostgresHub
             opened_target = PostgresHub(url)
         case "file" | "s3" | "https" | "http":
-            with needs_extra("files"):
+            with extra("files"):
                 from keystore.sync.files import FileRepository
             state = None
             if file is not None:
@@ -108,8 +109,8 @@ def keys_for(file: StoreFile, target: str, keys: Path) -> Path:
     That is ``keys`` itself, or a folder in it. What lies at the URL now is not asked: somebody may
     have put another of our repositories there, to be sent what belongs into that.
     """
-    from keystore.sync import repository_keys
-
+    with extra("files"):
+        from keystore.sync import repository_keys
     with file.errors():
         known = scalar(file.conn, _Q["target_at"], redacted(normalized(target)))
     return keys if known is None else repository_keys.folder_of(keys, known)
@@ -152,8 +153,8 @@ def sync(
                     on_progress=on_progress,
                 )
         except KeystoreError as error:
-            if len(wanted) > 1:
-                error.message = f"{redacted(normalized(url))}: {error.message}"
+            if len(wanted) > 1 and report.target not in error.message:
+                error.message = f"{report.target}: {error.message}"
             failures.append(error)
         else:
             reports.append(report)
@@ -272,8 +273,8 @@ def sync_opened(
         if not usage_only and is_origin:
             if target.sink is None:
                 raise WrongRoleError(
-                    f"{url} cannot be written from here.",
-                    hint="Publish to a folder (file:///…) with its keys (--keys).",
+                    f"{url} can only be read from here.",
+                    hint="Publish to its folder (file:///…) or bucket (s3://…).",
                 )
             engine.push(
                 file, target.sink, url, report, reconcile=reconcile, on_progress=on_progress
@@ -284,6 +285,8 @@ def sync_opened(
                     f"{url}: this replica has not been told which root file to trust.",
                     hint="Pass --root with the root.json that `keystore repo create` wrote.",
                 )
+            if hub is not None:  # it is noted for its usage only so far
+                engine.remember(file, hub.target_id, url)
             engine.pull(file, target.source, url, report, on_progress=on_progress)
     except (ForkedStoreError, StaleTargetError, IncompleteStateError) as error:
         refused = error  # the rows do not fit; that is no reason to keep the usage here
@@ -323,19 +326,3 @@ def verify(
                 raise WrongRoleError(f"{url} cannot be written from here.", hint="Pass --keys.")
             engine.push(file, opened_target.sink, url, Report(url))
     return found
-
-
-@contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Say which extra to install, where an import needs it.
-
-    Raises:
-        UnsupportedTargetError: it is not installed.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise UnsupportedTargetError(
-            f"this needs the extra {name!r} ({error.name} is not installed).",
-            hint=f"pip install 'keystore[{name}]'",
-        ) from error

@@ -19,7 +19,6 @@ from keystore.errors import (
     OversizedFileError,
     RevokedKeyError,
     RolledBackRepositoryError,
-    TargetNotReadyError,
     TargetUnavailableError,
     UntrustedRepositoryError,
 )
@@ -113,11 +112,6 @@ def tuf_errors(
         ) from error
     except exceptions.RepositoryError as error:
         raise _unsigned(error) from error
-    except exceptions.DownloadHTTPError as error:
-        raise TargetNotReadyError(
-            f"the repository lacks a file ({_brief(error)}).",
-            hint="Check the URL; publish from the origin first.",
-        ) from error
     except exceptions.DownloadError as error:
         if isinstance(cause := error.__cause__, KeystoreError):
             raise cause from cause.__cause__  # the storage has said it best
@@ -141,7 +135,7 @@ def _distrusted(
     first = storage.read("metadata/1.root.json")
     if first is not None and _repository_id(first[0]) != terms_of(root).repository_id:
         return ForeignRootError(
-            "the repository is another one than the root file is for, which this replica trusts.",
+            "this is another repository than the root file is for that this replica trusts.",
             hint=f"Check the URL; for a new repository pass its root file (--root); {_STAYS}.",
         )
     found = storage.read("metadata/timestamp.json")
