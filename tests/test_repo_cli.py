@@ -189,6 +189,7 @@ def test_what_cannot_be_done_is_told_on_one_line_and_leaves_nothing(
         ["rotate", "x"],
         ["create"],
         ["create", "x", "--expires", "soon"],
+        ["create", "x", "--expires", "9m"],
     ],
     ids=" ".join,
 )

@@ -37,6 +37,9 @@ root_key_option = click.option(
 )
 
 
+_LEAST_SECONDS = 600
+
+
 @click.group()
 def repo() -> None:
     """A repository of signed files, and its keys."""
@@ -89,6 +92,8 @@ def repo_create(
     """
     if account is not None and service is not None:
         raise click.UsageError("--account and --service exclude each other.")
+    if 0 < expires < _LEAST_SECONDS:
+        raise click.UsageError("--expires below 10m: an origin that follows signs every 5 minutes.")
     with extra("files"):
         from keystore.sync import repository, repository_keys
         from keystore.sync.storage import storage_of
