@@ -95,6 +95,7 @@ class Proxy:
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         is_answer = source in self._sockets[1::2]
+        is_cut = False
         with suppress(OSError):
             while data := self._altered(source.recv(65536)):
                 if self._stalled.is_set():
@@ -104,6 +105,7 @@ class Proxy:
                     if is_answer and self.lose_commit < 0:
                         if self.recovers:
                             self.lose_commit = 0
+                        is_cut = True
                         break
                     if not is_answer and self.commit.search(data) and self.lose_commit:
                         self.lose_commit -= 1
@@ -113,7 +115,15 @@ class Proxy:
                     self.passed += len(data)
                 target.sendall(data[: max(0, room)])
                 if room < len(data):
+                    is_cut = True
                     break
+        if is_cut:
+            self._drop()
+        else:
+            self._end(target)
+
+    def _end(self, _: socket.socket) -> None:
+        """Be told that one side has nothing more to send to the other."""
         self._drop()
 
     def _altered(self, data: bytes) -> bytes:
@@ -138,6 +148,11 @@ class WebProxy(Proxy):
     def url(self) -> str:
         """The server's URL by way of this proxy."""
         return f"http://127.0.0.1:{self.port}"
+
+    def _end(self, target: socket.socket) -> None:
+        # A web server ends a connection when it likes; others may be in the middle of an answer.
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
     def _parsed(self, url: str) -> dict[str, Any]:
         parts = urlsplit(url)
