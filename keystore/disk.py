@@ -1,7 +1,23 @@
 """Puts files into folders for good: what several parts of keystore write beside SQLite's own."""
 
 import os
+import shutil
 from pathlib import Path
+
+from keystore.errors import DiskFullError
+
+
+def refuse_full(folder: Path, length: int) -> None:
+    """Refuse what would fill the disk.
+
+    Raises:
+        DiskFullError: there are not ``length`` bytes of room.
+    """
+    if shutil.disk_usage(folder).free < length:
+        raise DiskFullError(
+            f"{folder}: the repository's file needs {length:,} bytes, and there is less room.",
+            hint="Nothing was changed; make room, then run the same command again.",
+        )
 
 
 def move_new(draft: Path, path: Path) -> None:

@@ -33,9 +33,9 @@ def test_a_server_that_answers_with_a_page_for_what_is_missing_is_refused_with_t
     assert digest_of(replica) == digest_of(store.file.path)
 
 
-def test_a_replica_that_reads_the_files_of_two_accounts_in_turn_misses_no_change(
-    store: Store, tmp_path: Path
-) -> None:
+@pytest.fixture
+def shelves(store: Store, tmp_path: Path) -> tuple[Shelf, Shelf]:
+    """The published files of two accounts of one store."""
     store.add_account("bob@example.org", plan="free")
     ada, bob = (
         Shelf(store, tmp_path / name, scope=Scope(kind="account", record_id=number, name=name))
@@ -43,6 +43,13 @@ def test_a_replica_that_reads_the_files_of_two_accounts_in_turn_misses_no_change
     )
     ada.publish()
     bob.publish()
+    return ada, bob
+
+
+def test_a_replica_that_reads_the_files_of_two_accounts_in_turn_misses_no_change(
+    store: Store, shelves: tuple[Shelf, Shelf]
+) -> None:
+    ada, bob = shelves
     replica = ada.replicate()
     with open_store(replica) as file:
         targets.sync(file, str(bob.folder), root=bob.root)
@@ -56,15 +63,9 @@ def test_a_replica_that_reads_the_files_of_two_accounts_in_turn_misses_no_change
 
 
 def test_a_replica_of_one_account_that_moves_to_another_holds_that_ones_rows_alone(
-    store: Store, tmp_path: Path
+    shelves: tuple[Shelf, Shelf],
 ) -> None:
-    store.add_account("bob@example.org", plan="free")
-    ada, bob = (
-        Shelf(store, tmp_path / name, scope=Scope(kind="account", record_id=number, name=name))
-        for number, name in enumerate(("ada", "bob"), start=1)
-    )
-    ada.publish()
-    bob.publish()
+    ada, bob = shelves
     replica = ada.replicate()
     with open_store(replica) as file:
         targets.sync(file, str(bob.folder), root=bob.root)

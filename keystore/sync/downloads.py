@@ -19,6 +19,7 @@ from typing import IO, Any
 from tuf.api.metadata import TargetFile
 
 from keystore import db
+from keystore.disk import refuse_full
 from keystore.errors import (
     AlteredFileError,
     DiskFullError,
@@ -123,19 +124,6 @@ def _fetch(
 
 def _part(target: TargetFile) -> str:
     return f"{target.hashes['sha256']}.part"
-
-
-def refuse_full(folder: Path, length: int) -> None:
-    """Refuse what would fill the disk.
-
-    Raises:
-        DiskFullError: there are not ``length`` bytes of room.
-    """
-    if shutil.disk_usage(folder).free < length:
-        raise DiskFullError(
-            f"{folder}: the repository's file needs {length:,} bytes, and there is less room.",
-            hint="Nothing was changed; make room, then run the same command again.",
-        )
 
 
 def _wrong(

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tuf.api.metadata import TargetFile
+
 from keystore.changelog import Page
 from keystore.clock import seconds, utc_text
 from keystore.errors import ForeignOriginError, TargetNotReadyError
@@ -67,9 +69,9 @@ class FileSource:
         if trusted.terms.scope is not None and not self._brought_rows:
             after = None  # what is held may be another part of the origin's rows
         changes = None if after is None else state.changes_after(min(after, state.up_to))
-        wanted = [state.snapshot, *(one.target for one in state.changes)]
-        with workplace(self._beside, wanted) as folder:
-            fetch = _Fetch(self._storage, state, folder)
+        signed = [state.snapshot, *(one.target for one in state.changes)]
+        with workplace(self._beside, signed) as folder:
+            fetch = _Fetch(self._storage, state, folder, signed)
             is_everything = changes is None
             pages = fetch.everything() if changes is None else fetch.pages(changes)
             yield Pull(
@@ -101,14 +103,15 @@ def _valid_until(trusted: Trusted, stamp: Stamp) -> float:
 class _Fetch:
     """Fetches and verifies what a cut needs, when it is needed."""
 
-    def __init__(self, storage: Storage, state: State, folder: Path) -> None:
-        self._storage, self._state, self._folder = storage, state, folder
-        self._others = [state.snapshot, *(one.target for one in state.changes)]
+    def __init__(
+        self, storage: Storage, state: State, folder: Path, signed: Sequence[TargetFile]
+    ) -> None:
+        self._storage, self._state, self._folder, self._signed = storage, state, folder, signed
 
     def pages(self, changes: Sequence[Segment]) -> Iterator[Page]:
         """Yield the records of some segments."""
         for one in changes:
-            with downloaded(self._storage, one.target, self._folder, self._others) as file:
+            with downloaded(self._storage, one.target, self._folder, self._signed) as file:
                 yield from segments.read(file, one.info.length)
 
     def everything(self) -> Iterator[Page]:
@@ -121,7 +124,7 @@ class _Fetch:
         """Put the whole state at ``path``, as a store's file."""
         unpacked = self._folder / f"{uuid.uuid4().hex}.sqlite"
         target = self._state.snapshot
-        with downloaded(self._storage, target, self._folder, self._others) as file:
+        with downloaded(self._storage, target, self._folder, self._signed) as file:
             snapshot.unpacked(file, unpacked, self._state.info)
         if changes := self._state.since_snapshot:
             snapshot.apply(unpacked, self.pages(changes))

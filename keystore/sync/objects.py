@@ -133,6 +133,11 @@ class ObjectStorage:
             if self._has_read:
                 raise missing(self, name) from error
             raise
+        except TargetUnavailableError as error:
+            cause = error.__cause__
+            if offset and isinstance(cause, Exception) and _status(cause) == "416":
+                return  # asked for the rest of an object that has no more
+            raise
 
     def has(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -222,8 +227,6 @@ class ObjectStorage:
             if isinstance(error, (*expected, *_MISSING)):
                 raise
             status = _status(error)
-            if status == "416":
-                return  # asked for the rest of an object that has no more
             raise TargetUnavailableError(
                 f"{self.url} answers {_why(error)}."
                 if status

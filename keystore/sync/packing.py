@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from keystore.errors import DecompressionBombError, DiskFullError, IncompleteStateError
+from keystore.disk import refuse_full
+from keystore.errors import DecompressionBombError, IncompleteStateError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -37,11 +38,7 @@ def unpack(packed: IO[bytes], path: Path, length: int) -> None:
         IncompleteStateError: there is less, or it is damaged.
         DiskFullError: there is not so much room.
     """
-    if shutil.disk_usage(path.parent).free < length:
-        raise DiskFullError(
-            f"{path.parent}: the snapshot needs {length:,} bytes, and there is less room.",
-            hint="Nothing was changed; make room, then run the same command again.",
-        )
+    refuse_full(path.parent, length)
     with path.open("wb") as file, _decompressed(packed) as source:
         written = 0
         while chunk := source.read(_CHUNK):
