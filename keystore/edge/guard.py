@@ -104,6 +104,10 @@ class ClockGuard:
         limit = self._limits[(now > self._valid_until) + (now > self._usable_until)]
         return Freshness(self._as_of[0], self._info.as_of_at, age, limit)
 
+    def next_limit(self, now: float) -> float:
+        """Return when a decision made now may turn out otherwise, for being offline."""
+        return self._valid_until if now <= self._valid_until else self._usable_until
+
     def should_mark(self, now: float) -> bool:
         """Whether the mark is so old that it is to be written without any usage."""
         return now >= self.mark_due and time.monotonic() >= self._retry_at

@@ -1,31 +1,40 @@
 """Answers "may this token pass?" from a local store.
 
-Never a stale allow: before each answer the validator asks SQLite whether *any* process has
-committed to the file since (``PRAGMA data_version``), and forgets what it knew if so. The
-connection that asks never writes, because its own commits would not move the counter; usage goes
-through a second one.
+Never a stale allow: before each answer the validator looks whether *any* process has committed to
+the file since (:mod:`keystore.edge.commits`), and forgets what that has changed. The connection
+that looks never writes; usage goes through a second one.
+
+Most checks are answered in the first lines of :meth:`Validator.check`, without SQL and without a
+lock: a slice of the WAL-index, one SHA-256, one look into a dict, the clock. Whatever is not plain
+there takes the slow way, which knows all the rules.
 """
 
 import os
 import threading
+import time
 from contextlib import ExitStack, suppress
+from hashlib import sha256
 from ipaddress import ip_network
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from keystore import changelog, clock, db, sql, tokens
+from keystore.edge.cache import Answer, TokenCache
+from keystore.edge.commits import HEADER_BYTES, Header, header_of
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
 from keystore.edge.guard import ClockGuard
 from keystore.edge.usage import UsageBuffer
 from keystore.errors import DamagedStoreError, KeystoreError
 
-CACHE_SIZE = 100_000
-"""Tokens remembered between two commits to the file, about 50 MB."""
-
 IMPATIENT_SECONDS = 0.05
 """How long a check may wait for another process's lock."""
 MAX_COST = 1 << 40
 """Units that one check may count; keeps every sum of a flush within 64 bits."""
+LOOK_SECONDS = 0.001
+"""How long another file at the same path may go unnoticed, while checks come thick and fast."""
+ANSWER_SECONDS = 1.0
+"""How old the age in a decision may be; times of a store are whole seconds, too."""
 
 _Q = sql.named("edge")
 
@@ -58,10 +67,17 @@ class Validator(db.Closing):
             self._writer, self._guard, max_pending=max_pending, max_seconds=max_seconds
         )
         self._lock = threading.Lock()
-        self._entries: dict[str, Entry | None] = {}
-        self._data_version: int | None = None
+        self._cache = TokenCache()
+        self._header: Header = header_of(self._file)
         self._info = self._file.info()
         self._last_change = 0
+        # What the fast way compares: the header that was looked at, the latest time that a clock
+        # has shown, and when the slow way is due whatever a check is for.
+        self._seen: bytes | None = None
+        self._latest = -inf
+        self._slow_at = -inf
+        self._answers = self._cache.answers
+        self._uses, self._room = self._usage.uses, 0
 
     def close(self) -> None:
         """Flush usage and close the file."""
@@ -83,6 +99,23 @@ class Validator(db.Closing):
         Raises:
             ValueError: ``cost`` is negative, which would give usage back, or above ``MAX_COST``.
         """
+        try:
+            if self._header[:HEADER_BYTES] == self._seen:
+                answer = self._answers[sha256(token.encode()).digest()]
+                now = time.time()
+                if self._latest <= now < self._slow_at and now < answer.until:
+                    if cost == 1:
+                        # Appended first, so that no thread answers past the bound.
+                        self._latest = now
+                        self._uses.append(answer.principal)
+                        if len(self._uses) < self._room:
+                            return answer.decision
+                        return self._flushed(answer.decision)
+                    if cost == 0:
+                        self._latest = now
+                        return answer.decision
+        except Exception:  # noqa: BLE001, S110 - the slow way says what it is
+            pass
         if not 0 <= cost <= MAX_COST:
             msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
             raise ValueError(msg)
@@ -93,7 +126,7 @@ class Validator(db.Closing):
                 if decision.allowed and cost:
                     self._count(decision, cost)
             except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
-                self._data_version = None
+                self._seen = None
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
         return decision
 
@@ -163,35 +196,68 @@ class Validator(db.Closing):
         freshness = self._freshness(now, behind)
         if freshness is None:
             return Decision(allowed=False, reason=Reason.NOT_SYNCED)
-        entry = self._entry(tokens.hash_token(token))
+        digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        entry = self._entry(digest)
         if entry is None:
             # past the end it may be a key that is younger than the data
             is_over = freshness.limit is not None and freshness.limit.is_over
             reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
             return Decision(allowed=False, reason=reason, freshness=freshness)
-        return decide(entry, now, freshness, ip)
+        decision = decide(entry, now, freshness, ip)
+        if decision.allowed and entry.networks is None and self._usage.is_buffered:
+            self._remember(digest, entry, decision, now, behind)
+        return decision
+
+    def _remember(
+        self, digest: bytes, entry: Entry, decision: Decision, now: float, behind: float
+    ) -> None:
+        """Let the fast way give this answer while nothing but a commit could change it."""
+        until = min(now + ANSWER_SECONDS, entry.expires_at or inf)
+        bound = entry.max_staleness_seconds
+        if not self._info.is_origin:
+            until = min(until, self._guard.next_limit(now))
+            if bound is not None and entry.stale_action != "allow" and decision.freshness:
+                until = min(until, now + bound - decision.freshness.age_seconds)
+        principal = (entry.api_key_id, entry.account_id)
+        # The fast way asks the wall clock alone, which may be behind this store's time.
+        self._answers[digest] = Answer(until - behind, decision, principal)
 
     def _look_for_commits(self) -> None:
         self._reopen_if_replaced()
-        version = db.scalar(self._file.conn, _Q["data_version"])
-        if version == self._data_version:
-            return
-        self._entries.clear()
-        with self._file.read() as conn:
-            db.check_version(self._file.path, *db.versions(conn))
-            self._info = self._file.info()
-            if self._info.is_origin:
-                self._last_change = changelog.head(conn)
-        self._guard.look(self._info)
-        # Kept only now: if anything above fails, the next check starts over.
-        self._data_version = version
+        header = self._header[:HEADER_BYTES]  # before the rows are read: they are no older
+        if header != self._seen:
+            with self._file.read() as conn:
+                db.check_version(self._file.path, *db.versions(conn))
+                info = self._file.info()
+                self._cache.look(conn, info)
+                last_change = changelog.head(conn) if info.is_origin else 0
+            if (info.as_of_change, info.as_of_at, info.valid_until, last_change) != (
+                self._info.as_of_change,
+                self._info.as_of_at,
+                self._info.valid_until,
+                self._last_change,
+            ):
+                self._answers.clear()  # what they say of freshness is not so any more
+            self._info, self._last_change = info, last_change
+            self._guard.look(info)
+            # Kept only now: if anything above fails, the next check starts over.
+            self._seen = header
+        self._plan_slow_way()
+
+    def _plan_slow_way(self) -> None:
+        """Say when the fast way is to be left: to look at the path, to flush, to note the clock."""
+        now, behind = self._guard.now()
+        waits = min(LOOK_SECONDS, self._usage.due_at - time.monotonic(), self._guard.mark_due - now)
+        self._room = self._usage.room
+        self._latest = now - behind
+        self._slow_at = self._latest + waits
 
     def _reopen_if_replaced(self) -> None:
         """Follow the path, not the file that it once named: a replica may be made anew there."""
         identity = db.identity(self._path)
         if identity != self._identity:
             self._reopen()
-            self._identity, self._data_version = identity, None
+            self._identity = identity
 
     def _reopen(self) -> None:
         old_file, old_writer = self._file, self._writer
@@ -205,6 +271,7 @@ class Validator(db.Closing):
             if file.info().origin_id != self._info.origin_id:
                 self._usage.flush()  # another origin's ids: what was counted is the old file's
             on_failure.pop_all()
+        self._seen, self._header = None, header_of(file)
         self._file, self._writer = file, writer
         self._usage.move_to(writer)
         old_file.close()
@@ -221,31 +288,39 @@ class Validator(db.Closing):
         with suppress(KeystoreError), self._writer.write() as conn:
             self._guard.mark(conn)
 
-    def _entry(self, token_hash: str) -> Entry | None:
+    def _entry(self, digest: bytes) -> Entry | None:
+        entry = self._cache.get(digest)
+        if entry is not None:
+            return entry
+        row = self._file.conn.execute(_Q["entry"], (digest.hex(),)).fetchone()
+        if row is None:
+            return None
         try:
-            return self._entries[token_hash]
-        except KeyError:
-            pass
-        row = self._file.conn.execute(_Q["entry"], (token_hash,)).fetchone()
-        try:
-            entry = None if row is None else _entry(row)
+            entry = _entry(row)
         except (ValueError, TypeError) as error:  # written with the CHECKs off
             raise DamagedStoreError(f"{self._file.path}: a key cannot be read: {error}.") from error
-        if entry is not None:  # unknown tokens are endless; remembering them would be a leak
-            if len(self._entries) >= CACHE_SIZE:
-                self._entries.clear()
-            self._entries[token_hash] = entry
+        self._cache.put(digest, entry)
         return entry
+
+    def _flushed(self, decision: Decision) -> Decision:
+        """Flush before a check that has filled the buffer is answered."""
+        with self._lock:
+            self._flush_if_due()
+        return decision
+
+    def _flush_if_due(self) -> None:
+        if self._usage.is_due:
+            # A store that is locked by a long writer or full must not stop the checks; the usage
+            # stays counted, and a later check tries again.
+            with suppress(KeystoreError):
+                self._usage.flush()
+        self._plan_slow_way()
 
     def _count(self, decision: Decision, cost: int) -> None:
         if decision.api_key_id is None or decision.account_id is None:
             return
         self._usage.add(decision.api_key_id, decision.account_id, cost)
-        if self._usage.is_due:
-            # A store that is locked by a long writer or full must not stop the checks; the usage
-            # stays counted, and the next check tries again.
-            with suppress(KeystoreError):
-                self._usage.flush()
+        self._flush_if_due()
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

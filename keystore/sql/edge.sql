@@ -31,3 +31,32 @@ WHERE role = 'replica'
   AND as_of_change IS :as_of_change
   AND as_of_at IS :as_of_at
   AND (clock_mark IS NULL OR clock_mark < :mark);
+
+-- name: journal_mode
+PRAGMA journal_mode;
+
+-- name: touch
+-- A read, so that the WAL-index is there.
+SELECT count(*) FROM sqlite_master;
+
+-- name: tail
+-- What was changed since; the first row is the last that was seen before.
+SELECT change_id, table_name, record_id, occurred_at
+FROM ChangeLog
+WHERE change_id >= :last
+ORDER BY change_id
+LIMIT :limit;
+
+-- name: last_change
+SELECT change_id, table_name, record_id, occurred_at
+FROM ChangeLog
+ORDER BY change_id DESC
+LIMIT 1;
+
+-- name: last_revocation
+SELECT coalesce(max(revocation_id), 0) FROM Revocations;
+
+-- name: revoked_since
+SELECT k.api_key_id FROM Revocations AS r
+JOIN APIKeys AS k ON k.api_key = r.api_key
+WHERE r.revocation_id > ?;
