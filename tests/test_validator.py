@@ -366,8 +366,14 @@ def test_a_damaged_file_says_not_now_and_neither_yes_nor_unknown(replica: tuple[
             assert decision.reason.is_not_now
 
 
-def test_a_replica_that_is_made_anew_at_its_path_is_seen_by_the_very_next_check(
-    store: Store, replica: tuple[Path, str]
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the path with each check, not once in a millisecond."""
+    monkeypatch.setattr("keystore.edge.validator.LOOK_SECONDS", 0.0)
+
+
+def test_a_replica_that_is_made_anew_at_its_path_is_seen_by_the_next_look(
+    store: Store, replica: tuple[Path, str], at_once: None
 ) -> None:
     path, token = replica
     hub = MemoryHub()
@@ -399,7 +405,7 @@ def test_a_file_that_is_replaced_before_the_first_check_is_seen(
 
 
 def test_usage_is_not_written_to_a_file_of_another_origin(
-    store: Store, replica: tuple[Path, str], new_store: NewStore, tmp_path: Path
+    store: Store, replica: tuple[Path, str], new_store: NewStore, tmp_path: Path, at_once: None
 ) -> None:
     path, token = replica
     other = new_store("other.db")
