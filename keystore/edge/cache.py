@@ -59,8 +59,13 @@ class TokenCache:
         self._entries.clear()
         self._digests.clear()
 
-    def look(self, conn: "sqlite3.Connection", info: StoreInfo) -> None:
-        """Forget what has changed since the last look; call it in a read transaction."""
+    def look(
+        self, conn: "sqlite3.Connection", info: StoreInfo, *, is_rewritten: bool = False
+    ) -> None:
+        """Forget what has changed since the last look; call it in a read transaction.
+
+        If the whole database ``is_rewritten``, the ChangeLog is another one, and tells nothing.
+        """
         identity = (
             info.store_id,
             info.incarnation,
@@ -68,7 +73,8 @@ class TokenCache:
             info.origin_incarnation,
             info.token_prefix,
         )
-        changed = self._changed(conn) if identity == self._identity else None
+        is_same = identity == self._identity and not is_rewritten
+        changed = self._changed(conn) if is_same else None
         if changed is None:
             self.clear()
         else:

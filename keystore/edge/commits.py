@@ -1,26 +1,27 @@
 """Tells, in 50 ns, whether anybody has committed to a store since the last look.
 
 In WAL mode every commit of any process rewrites the header of the WAL-index: the first 48 bytes of
-the ``-shm`` file, part of SQLite's documented format (walformat.html, section 2.1). So a mapped
-slice that is unchanged means that nobody has committed. Where there is no such file, or its header
-is of another version, ``PRAGMA data_version`` is asked instead: right everywhere, and 2 µs.
+the ``-shm`` file, and a copy of them behind, part of SQLite's documented format (walformat.html,
+section 2.1). So a mapped slice that is unchanged means that nobody has committed. Where there is no
+such file, or its header is of another version, ``PRAGMA data_version`` is asked instead: right
+everywhere, and 2 µs.
 """
 
 import mmap
 import os
-from typing import TYPE_CHECKING, Protocol
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
-
-if TYPE_CHECKING:
-    import sqlite3
 
 HEADER_BYTES = 48
 _VERSION = (3_007_000).to_bytes(4, "little")
 """Of the header, in the byte order of the machine; on others the fallback serves."""
 _IS_INITIALIZED = 12
-"""Offset of the byte that says that the header was written."""
+_FRAMES = slice(16, 20)
+_PAGES = slice(20, 24)
+_SALT = slice(32, 40)
+"""Offsets in the header: whether it was written; how many frames the WAL holds, and how many pages
+the database has; what is new when the WAL begins anew."""
 
 _Q = sql.named("edge")
 
@@ -30,34 +31,47 @@ locks, and those are lost when *any* descriptor of the file is closed in the pro
 of somebody else here could then be overtaken in the middle of a write."""
 
 
-class Header(Protocol):
-    """What :func:`header_of` returns: ``header[:HEADER_BYTES]`` changes with every commit."""
+class Commits:
+    """Looks at one store. ``file`` never writes, and stays open for as long.
 
-    def __getitem__(self, part: slice, /) -> bytes: ...
+    ``header[:HEADER_BYTES]`` changes with each commit, and may be looked at by any thread; it is
+    empty where the fallback serves.
+    """
+
+    def __init__(self, file: StoreFile) -> None:
+        self._conn = file.conn
+        self.header: mmap.mmap | bytes = b""
+        if scalar(self._conn, _Q["journal_mode"]) == "wal":
+            # The -shm file is there as soon as the database was read in WAL mode.
+            scalar(self._conn, _Q["touch"])
+            found = _map(f"{file.path}-shm")
+            if found is not None and _is_known(found):
+                self.header = found
+
+    def look(self) -> bytes | None:
+        """Return what is different after each commit; ``None`` if one is just under way.
+
+        Call it outside of transactions: ``data_version`` stands still inside.
+        """
+        if not self.header:
+            return int(scalar(self._conn, _Q["data_version"])).to_bytes(8, "little")
+        both = self.header[: 2 * HEADER_BYTES]
+        return both[:HEADER_BYTES] if both[:HEADER_BYTES] == both[HEADER_BYTES:] else None
 
 
-def header_of(file: StoreFile) -> Header:
-    """Return what to look at; ``file`` never writes, and stays open for as long."""
-    conn = file.conn
-    # The -shm file is there as soon as the database was read in WAL mode.
-    scalar(conn, _Q["data_version"])
-    if scalar(conn, _Q["journal_mode"]) == "wal":
-        conn.execute(_Q["touch"]).fetchone()
-        found = _map(f"{file.path}-shm")
-        if found is not None and _is_known(found[:HEADER_BYTES]):
-            return found
-    return _DataVersion(conn)
+def is_rewritten(before: bytes | None, now: bytes | None) -> bool:
+    """Whether the whole database may have been written since, as a restored backup is.
+
+    Its every page is then in the WAL, or the WAL began anew.
+    """
+    if before is None or now is None or len(now) != HEADER_BYTES or len(before) != HEADER_BYTES:
+        return True
+    frames = int.from_bytes(now[_FRAMES], "little") - int.from_bytes(before[_FRAMES], "little")
+    pages = int.from_bytes(now[_PAGES], "little")
+    return before[_SALT] != now[_SALT] or not 0 <= frames < pages
 
 
-class _DataVersion:
-    def __init__(self, conn: "sqlite3.Connection") -> None:
-        self._conn = conn
-
-    def __getitem__(self, _: slice) -> bytes:
-        return int(scalar(self._conn, _Q["data_version"])).to_bytes(8, "little")
-
-
-def _is_known(header: bytes) -> bool:
+def _is_known(header: mmap.mmap) -> bool:
     return header[:4] == _VERSION and header[_IS_INITIALIZED] == 1
 
 
@@ -70,7 +84,7 @@ def _map(path: str) -> mmap.mmap | None:
         opened = os.fstat(descriptor)
         return _mapped.setdefault(
             (opened.st_dev, opened.st_ino),
-            mmap.mmap(descriptor, HEADER_BYTES, access=mmap.ACCESS_READ),
+            mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ),
         )
     except (OSError, ValueError):
         return None

@@ -21,7 +21,7 @@ from typing import Any
 
 from keystore import changelog, clock, db, sql, tokens
 from keystore.edge.cache import Answer, TokenCache
-from keystore.edge.commits import HEADER_BYTES, Header, header_of
+from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
 from keystore.edge.guard import ClockGuard
 from keystore.edge.usage import UsageBuffer
@@ -53,6 +53,9 @@ class Validator(db.Closing):
         StoreNotFoundError, NotAKeystoreError, SchemaVersionError: see ``open_store``.
     """
 
+    _NEVER = b"never looked at"
+    """No header is so short."""
+
     def __init__(
         self, path: Path | str, *, max_pending: int = 1000, max_seconds: float = 5.0
     ) -> None:
@@ -68,20 +71,20 @@ class Validator(db.Closing):
         )
         self._lock = threading.Lock()
         self._cache = TokenCache()
-        self._header: Header = header_of(self._file)
+        self._commits = Commits(self._file)
         self._info = self._file.info()
         self._last_change = 0
-        # What the fast way compares: the header that was looked at, the latest time that a clock
-        # has shown, and when the slow way is due whatever a check is for.
-        self._seen: bytes | None = None
-        self._latest = -inf
-        self._slow_at = -inf
+        # What the fast way compares: the header that was looked at, and between which times, by the
+        # wall clock, the slow way is not due whatever a check is for.
+        self._header, self._seen = self._commits.header, self._NEVER
+        self._fast_from = self._slow_at = -inf
         self._answers = self._cache.answers
         self._uses, self._room = self._usage.uses, 0
 
     def close(self) -> None:
         """Flush usage and close the file."""
         with self._lock:
+            self._header, self._seen = b"", self._NEVER
             try:
                 self._flush_patiently()
             finally:
@@ -103,16 +106,14 @@ class Validator(db.Closing):
             if self._header[:HEADER_BYTES] == self._seen:
                 answer = self._answers[sha256(token.encode()).digest()]
                 now = time.time()
-                if self._latest <= now < self._slow_at and now < answer.until:
+                if self._fast_from <= now < self._slow_at and now < answer.until:
                     if cost == 1:
                         # Appended first, so that no thread answers past the bound.
-                        self._latest = now
                         self._uses.append(answer.principal)
                         if len(self._uses) < self._room:
                             return answer.decision
                         return self._flushed(answer.decision)
                     if cost == 0:
-                        self._latest = now
                         return answer.decision
         except Exception:  # noqa: BLE001, S110 - the slow way says what it is
             pass
@@ -126,7 +127,7 @@ class Validator(db.Closing):
                 if decision.allowed and cost:
                     self._count(decision, cost)
             except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
-                self._seen = None
+                self._seen = self._NEVER
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
         return decision
 
@@ -224,12 +225,12 @@ class Validator(db.Closing):
 
     def _look_for_commits(self) -> None:
         self._reopen_if_replaced()
-        header = self._header[:HEADER_BYTES]  # before the rows are read: they are no older
-        if header != self._seen:
+        header = self._commits.look()  # before the rows are read: they are no older
+        if header is None or header != self._seen:
             with self._file.read() as conn:
                 db.check_version(self._file.path, *db.versions(conn))
                 info = self._file.info()
-                self._cache.look(conn, info)
+                self._cache.look(conn, info, is_rewritten=is_rewritten(self._seen, header))
                 last_change = changelog.head(conn) if info.is_origin else 0
             if (info.as_of_change, info.as_of_at, info.valid_until, last_change) != (
                 self._info.as_of_change,
@@ -241,7 +242,7 @@ class Validator(db.Closing):
             self._info, self._last_change = info, last_change
             self._guard.look(info)
             # Kept only now: if anything above fails, the next check starts over.
-            self._seen = header
+            self._seen = self._NEVER if header is None else header
         self._plan_slow_way()
 
     def _plan_slow_way(self) -> None:
@@ -249,8 +250,8 @@ class Validator(db.Closing):
         now, behind = self._guard.now()
         waits = min(LOOK_SECONDS, self._usage.due_at - time.monotonic(), self._guard.mark_due - now)
         self._room = self._usage.room
-        self._latest = now - behind
-        self._slow_at = self._latest + waits
+        self._fast_from = now - behind
+        self._slow_at = self._fast_from + waits
 
     def _reopen_if_replaced(self) -> None:
         """Follow the path, not the file that it once named: a replica may be made anew there."""
@@ -271,7 +272,9 @@ class Validator(db.Closing):
             if file.info().origin_id != self._info.origin_id:
                 self._usage.flush()  # another origin's ids: what was counted is the old file's
             on_failure.pop_all()
-        self._seen, self._header = None, header_of(file)
+        self._cache.clear()
+        self._commits = Commits(file)
+        self._header, self._seen = self._commits.header, self._NEVER
         self._file, self._writer = file, writer
         self._usage.move_to(writer)
         old_file.close()
