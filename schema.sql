@@ -1,4 +1,4 @@
--- The store: one SQLite file. Version 4.
+-- The store: one SQLite file. Version 5.
 --
 -- INTEGER identities inside (joins, foreign keys, ChangeLog.record_id), names and UUIDs outside.
 -- AUTOINCREMENT everywhere: without it SQLite hands the id of a purged row to the next one, and
@@ -61,10 +61,21 @@ CREATE TABLE Plans (
         CHECK (max_staleness_seconds IS NULL
                OR (typeof(max_staleness_seconds) = 'integer' AND max_staleness_seconds > 0)),
     stale_action TEXT NOT NULL DEFAULT 'deny' CHECK (stale_action IN ('deny', 'allow')),
+    -- How many checks each key may pass at an edge in how many seconds, and how many of them at once
+    -- (NULL: all). No limit: no rate.
+    rate_limit INTEGER
+        CHECK (rate_limit IS NULL OR (typeof(rate_limit) = 'integer' AND rate_limit > 0)),
+    rate_window_seconds INTEGER
+        CHECK (rate_window_seconds IS NULL
+               OR (typeof(rate_window_seconds) = 'integer' AND rate_window_seconds > 0)),
+    rate_burst INTEGER
+        CHECK (rate_burst IS NULL OR (typeof(rate_burst) = 'integer' AND rate_burst > 0)),
     created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
         CHECK (created_at IS datetime(strftime('%s', created_at), 'unixepoch') AND created_at GLOB '[12]???-*'),
     updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*')
+        CHECK (updated_at IS datetime(strftime('%s', updated_at), 'unixepoch') AND updated_at GLOB '[12]???-*'),
+    CHECK ((rate_limit IS NULL) = (rate_window_seconds IS NULL)),
+    CHECK (rate_burst IS NULL OR rate_limit IS NOT NULL)
 );
 
 CREATE TABLE Accounts (

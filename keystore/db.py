@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from keystore import sql
+from keystore import forks, sql
 from keystore.errors import (
     ConstraintError,
     DamagedStoreError,
@@ -44,7 +44,7 @@ Error = sqlite3.Error
 
 APPLICATION_ID = 0x4B537472
 """``PRAGMA application_id`` of a keystore: "KStr" in ASCII."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """``PRAGMA user_version`` of a file that this program reads and writes."""
 FIRST_SAFE_SQLITE = (3, 51, 3)
 """Older libraries can corrupt a WAL database when a reset races with a writer."""
@@ -112,10 +112,14 @@ class StoreFile(Closing):
     def __init__(self, path: Path, conn: "sqlite3.Connection") -> None:
         self.path = path
         self.conn = conn
+        self.is_inherited = False
+        forks.opened(self)
 
     def close(self) -> None:
         """Close the connection; the last one to close a file checkpoints it."""
-        self.conn.close()
+        if not self.is_inherited:
+            self.conn.close()
+            forks.closed(self)
 
     def info(self) -> StoreInfo:
         """Read the StoreInfo row.
@@ -224,6 +228,7 @@ def open_store(
             f"{path}: no such file.",
             hint="`keystore init` makes an origin, `keystore replicate` a replica.",
         )
+    forks.refuse_open_in_parent(path)
     file = StoreFile(path, connect(path, busy_timeout=busy_timeout))
     try:
         with file.errors():

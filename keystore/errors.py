@@ -58,6 +58,12 @@ class StoreBusyError(KeystoreError):
     code = "store_busy"
 
 
+class ForkedError(KeystoreError):
+    """The file was open when this process was forked; SQLite does not survive that."""
+
+    code = "forked"
+
+
 class DamagedStoreError(KeystoreError):
     """SQLite reports a malformed file or a failing disk."""
 

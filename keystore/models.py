@@ -8,7 +8,7 @@ import re
 import unicodedata
 from datetime import UTC, datetime
 from ipaddress import ip_network
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
 from keystore.clock import utc_text
@@ -79,6 +80,7 @@ Moment = Annotated[datetime, AfterValidator(_to_utc)]
 
 Network = Annotated[str, AfterValidator(_network)]
 Units = Annotated[int, Field(ge=0, lt=2**63)]
+Rated = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Renewal = Literal["never", "daily", "monthly"]
 
 
@@ -92,6 +94,19 @@ class PlanInput(_Input):
     name: Text
     max_staleness_seconds: Annotated[int, Field(gt=0, lt=2**63)] | None = None
     stale_action: Literal["deny", "allow"] = "deny"
+    rate_limit: Rated | None = None
+    rate_window_seconds: Rated | None = None
+    rate_burst: Rated | None = None
+
+    @model_validator(mode="after")
+    def _rate_is_whole(self) -> Self:
+        if (self.rate_limit is None) != (self.rate_window_seconds is None):
+            msg = "a rate is a number of checks and a number of seconds"
+            raise ValueError(msg)
+        if self.rate_burst is not None and self.rate_limit is None:
+            msg = "a burst needs a rate"
+            raise ValueError(msg)
+        return self
 
 
 class AccountInput(_Input):
@@ -160,9 +175,20 @@ class Plan(BaseModel):
     name: str
     max_staleness_seconds: int | None
     stale_action: str
+    rate_limit: int | None
+    rate_window_seconds: int | None
+    rate_burst: int | None
     accounts: int
     created_at: str
     updated_at: str
+
+    @property
+    def rate(self) -> str:
+        """The rate as ``plan add --rate`` takes it, with the burst; ``any`` without one."""
+        if self.rate_limit is None:
+            return "any"
+        burst = f", {self.rate_burst} at once" if self.rate_burst else ""
+        return f"{self.rate_limit}/{self.rate_window_seconds}s{burst}"
 
 
 class Account(BaseModel):

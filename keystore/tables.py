@@ -65,6 +65,9 @@ TRACKED: tuple[Table, ...] = (
             "name": Kind.TEXT,
             "max_staleness_seconds": Kind.BIGINT,
             "stale_action": Kind.TEXT,
+            "rate_limit": Kind.BIGINT,
+            "rate_window_seconds": Kind.BIGINT,
+            "rate_burst": Kind.BIGINT,
         },
     ),
     _table(

@@ -33,7 +33,9 @@ class Fixed:
         self.decision = decision
         self.asked: list[str] = []
 
-    def check(self, token: str, *, cost: int = 1, ip: str | None = None) -> Decision:
+    def check(
+        self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
+    ) -> Decision:
         self.asked.append(token)
         return self.decision
 

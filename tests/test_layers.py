@@ -12,7 +12,7 @@ import keystore
 PACKAGE = Path(keystore.__file__).parent
 LAYERS = [
     {"errors", "_version", "failpoint"},
-    {"tokens", "clock", "sql", "tables", "disk"},
+    {"tokens", "clock", "sql", "tables", "disk", "forks"},
     {"models"},
     {"db"},
     {"changelog"},

@@ -28,19 +28,21 @@ ENTRY = Entry(
     status="assigned",
     expires_at=None,
     networks=None,
+    label=None,
+    metadata=None,
     account_id=1,
     account="ada@example.org",
     account_is_active=True,
     plan="free",
     max_staleness_seconds=None,
     stale_action="deny",
+    rate=None,
 )
 FRESH, OLD = Freshness(1, None, 0.0), Freshness(1, "2026-01-01 00:00:00", 61.0)
 
 
 def changed(**values: object) -> Entry:
-    fields = {name: getattr(ENTRY, name) for name in ENTRY.__dataclass_fields__}
-    return Entry(**(fields | values))
+    return Entry(**(ENTRY._asdict() | values))
 
 
 @pytest.mark.parametrize(

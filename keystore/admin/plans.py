@@ -11,12 +11,21 @@ class PlanAdmin(Admin):
     """Adds, changes, lists and removes plans."""
 
     def add_plan(
-        self, name: str, *, max_staleness_seconds: int | None = None, stale_action: str = "deny"
+        self,
+        name: str,
+        *,
+        max_staleness_seconds: int | None = None,
+        stale_action: str = "deny",
+        rate_limit: int | None = None,
+        rate_window_seconds: int | None = None,
+        rate_burst: int | None = None,
     ) -> models.Plan:
         """Add a plan.
 
         ``max_staleness_seconds`` bounds how old a replica's data may be for keys of this plan;
-        past it ``stale_action`` decides, ``deny`` (answer 503) or ``allow``.
+        past it ``stale_action`` decides, ``deny`` (answer 503) or ``allow``. Each of its keys may
+        pass ``rate_limit`` checks in ``rate_window_seconds`` at each edge, and ``rate_burst`` of
+        them at once (default: all).
 
         Raises:
             InvalidInputError, AlreadyExistsError, WrongRoleError
@@ -27,6 +36,9 @@ class PlanAdmin(Admin):
             name=name,
             max_staleness_seconds=max_staleness_seconds,
             stale_action=stale_action,
+            rate_limit=rate_limit,
+            rate_window_seconds=rate_window_seconds,
+            rate_burst=rate_burst,
         )
         with self._write():
             self._refuse_taken_plan(wanted.name)
@@ -40,8 +52,11 @@ class PlanAdmin(Admin):
         rename: str | None = None,
         max_staleness_seconds: int | None = None,
         stale_action: str | None = None,
+        rate_limit: int | None = None,
+        rate_window_seconds: int | None = None,
+        rate_burst: int | None = None,
     ) -> models.Plan:
-        """Change what is given of a plan; 0 seconds takes the bound away.
+        """Change what is given of a plan; 0 takes a bound, the rate or the burst away.
 
         Raises:
             InvalidInputError, NotFoundError, AlreadyExistsError, WrongRoleError
@@ -51,12 +66,21 @@ class PlanAdmin(Admin):
             bound = plan.max_staleness_seconds
             if max_staleness_seconds is not None:
                 bound = max_staleness_seconds or None
+            rate = (plan.rate_limit, plan.rate_window_seconds)
+            if rate_limit is not None:
+                rate = (rate_limit, rate_window_seconds) if rate_limit else (None, None)
+            burst = plan.rate_burst if rate_limit != 0 else None
+            if rate_burst is not None:
+                burst = rate_burst or None
             wanted = models.validated(
                 models.PlanInput,
                 "plan",
                 name=plan.name if rename is None else rename,
                 max_staleness_seconds=bound,
                 stale_action=stale_action or plan.stale_action,
+                rate_limit=rate[0],
+                rate_window_seconds=rate[1],
+                rate_burst=burst,
             )
             if wanted.name != plan.name:
                 self._refuse_taken_plan(wanted.name)

@@ -16,6 +16,7 @@ from keystore.cli import (
     hub,
     keys,
     legacy,
+    plans,
     repo,
     statuses,
     sync,
@@ -26,6 +27,7 @@ from keystore.cli.common import KeystoreGroup
 
 _ROOMS = (
     admin,
+    plans,
     keys,
     statuses,
     bulk,

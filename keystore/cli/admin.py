@@ -9,7 +9,6 @@ from keystore import tokens
 from keystore.cli.common import (
     json_option,
     plural,
-    seconds,
     show,
     show_pairs,
     show_table,
@@ -46,106 +45,6 @@ def init(path: Path, token_prefix: str) -> None:
     with Store.create(path, token_prefix=token_prefix) as store:
         status = store.status()
     show(status, f"Made origin store {status.info.store_id} at {path}.")
-
-
-@click.group()
-def plan() -> None:
-    """Plans: what an account's keys may do."""
-
-
-@plan.command("add")
-@click.argument("name")
-@click.option(
-    "--max-staleness",
-    type=seconds,
-    metavar="AGE",
-    help="How old a replica's data may be for this plan's keys: 1d, 12h, or seconds; its origin "
-    "must sync at least this often. Default: any age.",
-)
-@click.option(
-    "--when-stale",
-    type=click.Choice(["deny", "allow"]),
-    default="deny",
-    show_default=True,
-    help="What to answer past that age; deny answers 'not now' (HTTP 503).",
-)
-@store_options
-def plan_add(db_path: Path, name: str, max_staleness: int | None, when_stale: str) -> None:
-    """Add a plan.
-
-    \b
-    Example:
-      keystore plan add pro --max-staleness 1d
-    """
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        added = store.add_plan(name, max_staleness_seconds=max_staleness, stale_action=when_stale)
-    show(added, f"Added plan {added.name}.")
-
-
-@plan.command("set")
-@click.argument("name")
-@click.option("--rename", metavar="NAME", help="A new name.")
-@click.option(
-    "--max-staleness", type=seconds, metavar="AGE", help="As with `plan add`; 0 takes it away."
-)
-@click.option("--when-stale", type=click.Choice(["deny", "allow"]), help="As with `plan add`.")
-@store_options
-def plan_set(
-    db_path: Path,
-    name: str,
-    rename: str | None,
-    max_staleness: int | None,
-    when_stale: str | None,
-) -> None:
-    """Change what is given of a plan.
-
-    \b
-    Example:
-      keystore plan set pro --rename professional --max-staleness 12h
-    """
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        changed = store.change_plan(
-            name, rename=rename, max_staleness_seconds=max_staleness, stale_action=when_stale
-        )
-    show(changed, f"Plan {changed.name} is as you said.")
-
-
-@plan.command("remove")
-@click.argument("name")
-@store_options
-def plan_remove(db_path: Path, name: str) -> None:
-    """Remove a plan that no account is on.
-
-    \b
-    Example:
-      keystore plan remove trial
-    """
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        removed = store.remove_plan(name)
-    show(removed, f"Removed plan {removed.name}.")
-
-
-@plan.command("list")
-@store_options
-def plan_list(db_path: Path) -> None:
-    """List the plans.
-
-    \b
-    Example:
-      keystore plan list --json
-    """
-    from keystore.store import Store
-
-    with Store.open(db_path) as store:
-        rows = store.plans()
-    columns = ("name", "max_staleness_seconds", "stale_action", "accounts", "created_at")
-    show_table(rows, columns, empty="No plans yet; `keystore plan add NAME` adds one.")
 
 
 @click.group()
@@ -368,4 +267,4 @@ def status(db_path: Path) -> None:
     show_pairs(asdict(found) | {"freshness": fresh}, pairs)
 
 
-COMMANDS: tuple[click.Command, ...] = (init, plan, account, service, changes, status)
+COMMANDS: tuple[click.Command, ...] = (init, account, service, changes, status)

@@ -25,7 +25,8 @@ FILE_FORMATS: Mapping[str, Literal["csv", "jsonl"]] = {
     ".ndjson": "jsonl",
 }
 """What a file is, by how its name ends."""
-_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
+_RATE = re.compile(r"(\d{1,10})/(\d{1,10})?(s|sec|second|m|min|minute|h|hour|d|day|w|week)")
+_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
 class KeystoreGroup(click.Group):
@@ -104,6 +105,17 @@ def seconds(text: str) -> int:
         raise click.BadParameter(
             f"{text!r} is neither like 2w, 1d, 12h or 30m nor a number of seconds"
         ) from None
+
+
+def rate(text: str) -> tuple[int, int]:
+    """Read a rate as a number of checks and of seconds; ``0`` is (0, 0)."""
+    if text == "0":
+        return 0, 0
+    match = _RATE.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not like 100/minute, 5/s or 1000/12h")
+    unit = timedelta(**{_UNITS[match[3][0]]: 1})
+    return int(match[1]), int(match[2] or 1) * int(unit.total_seconds())
 
 
 def _duration(text: str) -> timedelta | None:

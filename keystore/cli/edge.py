@@ -19,6 +19,8 @@ _WORDS = {
     Reason.EXPIRED: "the key has expired",
     Reason.NETWORK: "the key may not be used from that address (--ip)",
     Reason.ACCOUNT_INACTIVE: "the key's account is not active",
+    Reason.SERVICE: "the key has no quota for that service, or it is not active (--service)",
+    Reason.RATE_LIMITED: "the key has used up the rate of its plan for now",
     Reason.STALE: (
         "this replica's data are older than the key's plan allows; run `keystore sync` at the "
         "origin, then here"
@@ -47,9 +49,10 @@ def _host(text: str) -> str:
     show_default=True,
     help="Units of usage to count if it passes; 0 only asks.",
 )
+@click.option("--service", metavar="NAME", help="The service that it is to be used for.")
 @click.option("--ip", metavar="ADDRESS", help="The client's address, for keys bound to networks.")
 @store_options
-def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
+def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | None) -> None:
     """Say whether TOKEN may pass; exits with 0 for yes, 1 for "no" and "not now".
 
     "-" reads the token from standard input, which keeps it out of the shell's history and the
@@ -60,12 +63,12 @@ def check(db_path: Path, token: str, cost: int, ip: str | None) -> None:
       keystore check --db edge.db - < token.txt
     """
     with Validator(db_path) as validator:
-        decision = validator.check(argument_or_stdin(token), cost=cost, ip=ip)
+        decision = validator.check(argument_or_stdin(token), service=service, cost=cost, ip=ip)
         now = validator.now()
     limit = decision.freshness.limit if decision.freshness else None
     if limit is not None and limit.is_in_grace:
         offline.tell(db_path, limit, now, as_json=wants_json())
-    show(decision, _sentence(decision))
+    show(decision.as_dict(), _sentence(decision))
     if not decision.allowed:
         click.get_current_context().exit(1)
 

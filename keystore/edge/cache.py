@@ -5,30 +5,53 @@ entries if it names anything else, or if the tail does not follow on what was se
 only records usage makes nobody forget anything.
 """
 
-from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from keystore import sql
+from keystore import clock, sql
 from keystore.db import StoreInfo, scalar
-from keystore.edge.decision import Decision, Entry
+from keystore.edge.decision import Decision, Entry, Rate
+from keystore.errors import DamagedStoreError
 
 if TYPE_CHECKING:
     import sqlite3
 
 CACHE_SIZE = 100_000
-"""Tokens remembered, about 60 MB."""
+"""Tokens remembered, about 80 MB."""
+MOST_ADDRESSES = 1_000
+"""Client addresses remembered for one key that is bound to networks."""
 _LONGEST_TAIL = 1_000
 
 _Q = sql.named("edge")
 
 
-@dataclass(slots=True)
 class Answer:
-    """An answer that holds for every check of a token until a time, in Unix seconds."""
+    """A "yes" that holds for every check of a token until a time, in Unix seconds.
 
-    until: float
-    decision: Decision
-    principal: tuple[int, int]
+    For the ``services`` that are in it; and if ``addresses`` is not ``None``, from those. If there
+    is a ``rate``, and something of it is left.
+    """
+
+    __slots__ = ("addresses", "decision", "is_plain", "rate", "services", "until", "use")
+
+    def __init__(
+        self, until: float, decision: Decision, use: tuple[int, int, int], entry: Entry
+    ) -> None:
+        self.until, self.decision, self.use = until, decision, use
+        self.rate: Rate | None = entry.rate
+        self.services: set[str] = set()
+        self.addresses: set[str | None] | None = None if entry.networks is None else set()
+        self.is_plain = entry.rate is None and entry.networks is None
+
+    def admit(self, service: str | None, ip: str | None) -> None:
+        """Note what the same answer was found for."""
+        if service is not None:
+            self.services.add(service)
+        if self.addresses is not None:
+            if len(self.addresses) >= MOST_ADDRESSES:
+                self.addresses.clear()
+            self.addresses.add(ip)
 
 
 class TokenCache:
@@ -38,26 +61,62 @@ class TokenCache:
         self.answers: dict[bytes, Answer] = {}
         self._entries: dict[bytes, Entry] = {}
         self._digests: dict[int, bytes] = {}
+        self._services: dict[int, frozenset[str]] = {}
+        self._quota_keys: dict[int, int] = {}
         self._identity: tuple[Any, ...] = ()
         self._last_change: tuple[Any, ...] | None = None
         self._last_revocation = 0
 
-    def get(self, digest: bytes) -> Entry | None:
-        """Return what is known of a token."""
-        return self._entries.get(digest)
+    def __len__(self) -> int:
+        return len(self._entries)
 
-    def put(self, digest: bytes, entry: Entry) -> None:
-        """Remember a token. (Not those that are unknown: they are endless.)"""
+    def entry(self, conn: "sqlite3.Connection", digest: bytes) -> Entry | None:
+        """Return what is known of a token; with one look-up, if it is not remembered.
+
+        Tokens that are unknown are not remembered: they are endless.
+
+        Raises:
+            DamagedStoreError: a value cannot be read.
+        """
+        entry = self._entries.get(digest)
+        if entry is not None:
+            return entry
+        row = conn.execute(_Q["entry"], (digest.hex(),)).fetchone()
+        if row is None:
+            return None
+        try:
+            entry = _entry(row)
+        except (ValueError, TypeError) as error:  # written with the CHECKs off
+            raise DamagedStoreError(
+                f"key {row[0]} cannot be read: {error}.", hint="`keystore doctor` tells more."
+            ) from error
         if len(self._entries) >= CACHE_SIZE:
-            self.clear()
+            # The oldest hundredth: who is asked for often comes back at once.
+            for old in list(islice(self._entries.values(), CACHE_SIZE // 100)):
+                self._forget(old.api_key_id)
         self._entries[digest] = entry
         self._digests[entry.api_key_id] = digest
+        return entry
+
+    def services(self, conn: "sqlite3.Connection", api_key_id: int) -> frozenset[str]:
+        """Return the names of the active services that a key may be used for."""
+        found = self._services.get(api_key_id)
+        if found is None:
+            rows = conn.execute(_Q["services"], (api_key_id,)).fetchall()
+            self._quota_keys.update((quota_id, api_key_id) for quota_id, _ in rows)
+            found = self._services[api_key_id] = frozenset(name for _, name in rows)
+        return found
 
     def clear(self) -> None:
         """Forget everything."""
-        self.answers.clear()
-        self._entries.clear()
-        self._digests.clear()
+        for remembered in (
+            self.answers,
+            self._entries,
+            self._digests,
+            self._services,
+            self._quota_keys,
+        ):
+            remembered.clear()
 
     def look(
         self, conn: "sqlite3.Connection", info: StoreInfo, *, is_rewritten: bool = False
@@ -79,13 +138,17 @@ class TokenCache:
             self.clear()
         else:
             for api_key_id in changed:
-                digest = self._digests.pop(api_key_id, None)
-                if digest is not None:
-                    self.answers.pop(digest, None)
-                    del self._entries[digest]
+                self._forget(api_key_id)
         self._identity = identity
         self._last_change = conn.execute(_Q["last_change"]).fetchone()
         self._last_revocation = scalar(conn, _Q["last_revocation"])
+
+    def _forget(self, api_key_id: int) -> None:
+        self._services.pop(api_key_id, None)
+        digest = self._digests.pop(api_key_id, None)
+        if digest is not None:
+            self.answers.pop(digest, None)
+            del self._entries[digest]
 
     def _changed(self, conn: "sqlite3.Connection") -> set[int] | None:
         """Return the ids of the keys that have changed; ``None`` if it may be anything."""
@@ -97,10 +160,63 @@ class TokenCache:
             if not tail or tail[0] != last:
                 return None
             del tail[0]
-        if len(tail) > _LONGEST_TAIL or any(table != "APIKeys" for _, table, *_ in tail):
+        if len(tail) > _LONGEST_TAIL:
             return None
-        changed = {record_id for _, _, record_id, _ in tail}
+        changed = set()
+        for _, table, record_id, _ in tail:
+            if table == "APIKeys":
+                changed.add(record_id)
+            elif table == "APIKeyServiceQuotas":
+                changed |= self._keys_of_quota(conn, record_id)
+            elif table != "APIKeyStatusEvents":
+                return None
         if scalar(conn, _Q["last_revocation"]) != self._last_revocation:
             revoked = conn.execute(_Q["revoked_since"], (self._last_revocation,)).fetchall()
             changed.update(api_key_id for (api_key_id,) in revoked)
         return changed
+
+    def _keys_of_quota(self, conn: "sqlite3.Connection", quota_id: int) -> set[int]:
+        """Return the key that a quota is for, and the one that it was for."""
+        rows = conn.execute(_Q["quota_key"], (quota_id,)).fetchall()
+        known = self._quota_keys.pop(quota_id, None)
+        return {api_key_id for (api_key_id,) in rows} | ({known} if known is not None else set())
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    (
+        api_key_id,
+        api_key,
+        is_active,
+        status,
+        allows_access,
+        expires_at,
+        networks,
+        label,
+        metadata,
+        account_id,
+        account,
+        account_is_active,
+        plan,
+        max_staleness_seconds,
+        stale_action,
+        rate_limit,
+        rate_window_seconds,
+        rate_burst,
+    ) = row
+    return Entry(
+        api_key_id,
+        api_key,
+        is_active == 1 and allows_access == 1,
+        status,
+        clock.seconds(expires_at) if expires_at else None,
+        tuple(map(ip_network, networks.split())) if networks is not None else None,
+        label,
+        metadata,
+        account_id,
+        account,
+        account_is_active == 1,
+        plan,
+        max_staleness_seconds,
+        stale_action,
+        Rate(rate_limit, rate_window_seconds, rate_burst or rate_limit) if rate_limit else None,
+    )

@@ -1,8 +1,13 @@
-"""The answer to a check, and the pure rule that finds it. No I/O here."""
+"""The answer to a check, and the pure rule that finds it. No I/O here.
+
+What is made anew for each check is a named tuple: it takes a third of the time that a frozen
+dataclass takes, and cannot be changed by one caller under the eyes of another.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Any, NamedTuple
 
 
 class Reason(StrEnum):
@@ -16,9 +21,13 @@ class Reason(StrEnum):
     SUSPENDED = "suspended"
     """The key has another status that allows no access; it may come back."""
     EXPIRED = "expired"
+    ACCOUNT_INACTIVE = "account_inactive"
     NETWORK = "network"
     """The client's address is not in the key's networks, or not known where it must be."""
-    ACCOUNT_INACTIVE = "account_inactive"
+    SERVICE = "service"
+    """The key has no quota for the service, or the service is not active, or unknown."""
+    RATE_LIMITED = "rate_limited"
+    """The key has used up the rate of its plan for the moment; :attr:`RateLimit.retry_after`."""
     STALE = "stale"
     """The data are older than the key's plan allows: not "no", but "not now"."""
     OFFLINE = "offline"
@@ -54,8 +63,7 @@ class Limit:
     is_over: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Freshness:
+class Freshness(NamedTuple):
     """How current the data were: they are the origin's as of a change and a time.
 
     ``age_seconds`` is 0 at an origin. If this machine's clock is behind the origin's, or behind
@@ -70,8 +78,31 @@ class Freshness:
     limit: Limit | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Rate(NamedTuple):
+    """What a plan allows each of its keys: so many checks in so many seconds.
+
+    ``burst`` of them may come at once; then one comes back every ``window_seconds / limit``.
+    """
+
+    limit: int
+    window_seconds: int
+    burst: int
+
+
+class RateLimit(NamedTuple):
+    """What is left of a key's rate, after this check.
+
+    ``remaining`` checks may follow at once; in ``reset_seconds`` all of the burst is there again.
+    ``retry_after`` is how many seconds to wait, and 0 for a check that has passed.
+    """
+
+    rate: Rate
+    remaining: int
+    reset_seconds: float
+    retry_after: float
+
+
+class Entry(NamedTuple):
     """What a store knows of one token: the key, its account, its plan. Times are Unix seconds."""
 
     api_key_id: int
@@ -80,17 +111,23 @@ class Entry:
     status: str
     expires_at: float | None
     networks: tuple[Network, ...] | None
+    label: str | None
+    metadata: str | None
     account_id: int
     account: str | None
     account_is_active: bool
     plan: str | None
     max_staleness_seconds: int | None
     stale_action: str | None
+    rate: Rate | None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer to a check. Identity fields are ``None`` where the token named nobody."""
+class Decision(NamedTuple):
+    """The answer to a check. Identity fields are ``None`` where the token named nobody.
+
+    ``expires_at`` is in Unix seconds, ``metadata`` the JSON text that the key was given, ``rate``
+    is ``None`` where the plan has no rate, and where the answer did not depend on it.
+    """
 
     allowed: bool
     reason: Reason
@@ -99,11 +136,40 @@ class Decision:
     account: str | None = None
     account_id: int | None = None
     plan: str | None = None
+    label: str | None = None
+    metadata: str | None = None
+    expires_at: float | None = None
     freshness: Freshness | None = None
+    rate: RateLimit | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, nested ones too, for JSON."""
+        fresh, rate = self.freshness, self.rate
+        return self._asdict() | {
+            "freshness": fresh and fresh._asdict(),
+            "rate": rate and rate._asdict() | {"rate": rate.rate._asdict()},
+        }
+
+    def with_rate(self, rate: RateLimit) -> "Decision":
+        """Return the same answer with what is left of the rate; "no" if there is to be a wait."""
+        if rate.retry_after:
+            return self._replace(allowed=False, reason=Reason.RATE_LIMITED, rate=rate)
+        # (a third of what _replace takes: this is done for every check of such a key)
+        return tuple.__new__(Decision, (*self[:-1], rate))
 
 
-def decide(entry: Entry, now: float, freshness: Freshness, ip: str | None = None) -> Decision:
+def decide(
+    entry: Entry,
+    now: float,
+    freshness: Freshness,
+    ip: str | None = None,
+    *,
+    has_service: bool = True,
+) -> Decision:
     """Apply the rules to what is known of a token; ``now`` is in Unix seconds, ``ip`` the client's.
+
+    ``has_service``: the key may be used for the service that is asked for, or none is. What is left
+    of the rate is not looked at here.
 
     What says "no" for certain comes first: a revoked key is refused however old the data are,
     because a revocation is never taken back by being old.
@@ -118,19 +184,24 @@ def decide(entry: Entry, now: float, freshness: Freshness, ip: str | None = None
         reason = Reason.ACCOUNT_INACTIVE
     elif entry.networks is not None and not _is_within(ip, entry.networks):
         reason = Reason.NETWORK
+    elif not has_service:
+        reason = Reason.SERVICE
     elif limit is not None and limit.is_over:
         reason = Reason.OFFLINE
     elif bound is not None and freshness.age_seconds > bound and entry.stale_action != "allow":
         reason = Reason.STALE
     return Decision(
-        allowed=reason is Reason.OK,
-        reason=reason,
-        api_key=entry.api_key,
-        api_key_id=entry.api_key_id,
-        account=entry.account,
-        account_id=entry.account_id,
-        plan=entry.plan,
-        freshness=freshness,
+        reason is Reason.OK,
+        reason,
+        entry.api_key,
+        entry.api_key_id,
+        entry.account,
+        entry.account_id,
+        entry.plan,
+        entry.label,
+        entry.metadata,
+        entry.expires_at,
+        freshness,
     )
 
 

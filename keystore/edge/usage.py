@@ -8,17 +8,27 @@ checks; their usage stays counted past the bound until it can. What is flushed i
 never written twice.
 """
 
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import inf
+from typing import NamedTuple
 
 from keystore import sql
-from keystore.db import StoreFile
+from keystore.db import StoreFile, scalar
 from keystore.edge.guard import ClockGuard
 
 _Q = sql.named("edge")
-_Row = tuple[int, int, int]
+Use = tuple[int, int, int]
 """Key id, account id, amount."""
+
+
+class _Batch(NamedTuple):
+    """Stands before the uses that a flush is writing: so many, with this nonce, after this row."""
+
+    size: int
+    nonce: int
+    after: int
 
 
 class UsageBuffer:
@@ -30,13 +40,12 @@ class UsageBuffer:
         self._file, self._guard = file, guard
         self._max_pending = max_pending
         self._max_seconds = max_seconds
-        self._amounts: dict[tuple[int, int], int] = {}
-        self._counted = 0
         self._due_at: float | None = None
+        self._merged = 0
         self._has_failed = False
-        self.uses: list[tuple[int, int]] = []
-        """Key id and account id of checks that cost one unit each. Any thread may append without
-        a lock, and answers its check if the list is shorter than :attr:`room` then."""
+        self.uses: list[Use] = []
+        """What was counted. Any thread may append a use without a lock, and answers its check if
+        the list is shorter than :attr:`room` then."""
 
     @property
     def is_buffered(self) -> bool:
@@ -46,34 +55,21 @@ class UsageBuffer:
     @property
     def pending(self) -> int:
         """How many checks are counted and not flushed."""
-        return self._counted + len(self.uses)
+        return self._merged + len(self.uses) - (self._batch() is not None)
 
     @property
     def room(self) -> int:
         """How long :attr:`uses` may become before it is to be looked at."""
-        return 0 if self._has_failed else self._max_pending - self._counted
+        return 0 if self._has_failed else self._max_pending - self._merged
 
     @property
     def due_at(self) -> float:
         """When the oldest usage has waited long enough, by the monotonic clock."""
-        if not self.pending:
+        if not self.uses:
             return inf
         if self._due_at is None:
             self._due_at = time.monotonic() + self._max_seconds
         return self._due_at
-
-    def add(self, api_key_id: int, account_id: int, amount: int) -> None:
-        """Count ``amount`` units for a key.
-
-        Raises:
-            KeystoreError: nothing is buffered (``max_pending=1``) and the store cannot be written.
-        """
-        if not self.is_buffered:
-            self._write([(api_key_id, account_id, amount)])
-            return
-        principal = (api_key_id, account_id)
-        self._amounts[principal] = self._amounts.get(principal, 0) + amount
-        self._counted += 1
 
     @property
     def is_due(self) -> bool:
@@ -81,33 +77,81 @@ class UsageBuffer:
         is_full = self.pending >= self._max_pending and not self._has_failed
         return is_full or time.monotonic() >= self.due_at
 
+    def add(self, use: Use) -> None:
+        """Count usage.
+
+        Raises:
+            KeystoreError: nothing is buffered (``max_pending=1``) and the store cannot be written.
+        """
+        if self.is_buffered:
+            self.uses.append(use)
+        else:
+            self._write([use], secrets.randbits(63))
+
     def move_to(self, file: StoreFile) -> None:
         """Write to another file from now on."""
         self._file = file
+
+    def forget(self) -> None:
+        """Drop what was counted: it is somebody else's to write."""
+        del self.uses[:]
+        self._merged, self._has_failed, self._due_at = 0, False, None
 
     def flush(self) -> int:
         """Write everything counted so far; return how many checks that were.
 
         On any error nothing is written and everything stays counted, to be tried again.
         """
-        self._take_uses()
-        flushed = self._counted
-        if flushed:
-            self._has_failed, self._due_at = True, time.monotonic() + self._max_seconds
-            self._write([(*principal, amount) for principal, amount in self._amounts.items()])
-            self._has_failed, self._due_at = False, None
-            self._amounts.clear()
-            self._counted = 0
+        if not self.uses:
+            return 0
+        flushed = self.pending
+        self._has_failed, self._due_at = True, time.monotonic() + self._max_seconds
+        self._settle()
+        uses = self._merge()
+        if uses:
+            batch = _Batch(len(uses), secrets.randbits(63), self._last_id())
+            # An exception may come from a signal, after the commit and before the next line. So
+            # the mark goes in one step with what it marks, and is looked for if it is still there.
+            self.uses.insert(0, batch)
+            self._write(uses, batch.nonce)
+            self._drop(batch.size + 1)
+        self._has_failed, self._due_at = False, None
         return flushed
 
-    def _take_uses(self) -> None:
-        count = len(self.uses)  # those that other threads append meanwhile come behind
-        for principal in self.uses[:count]:
-            self._amounts[principal] = self._amounts.get(principal, 0) + 1
-        del self.uses[:count]
-        self._counted += count
+    def _settle(self) -> None:
+        """Find out what became of a flush that was interrupted."""
+        batch = self._batch()
+        if batch is not None:
+            found = self._file.conn.execute(_Q["usage_written"], (batch.after, batch.nonce))
+            if found.fetchone():
+                self._drop(batch.size + 1)
+            else:
+                del self.uses[0]
 
-    def _write(self, rows: Sequence[_Row]) -> None:
+    def _merge(self) -> list[Use]:
+        """Keep one sum for each key, so that a store that is locked for hours fills no memory."""
+        uses = self.uses[:]  # those that others append meanwhile come behind
+        sums: dict[tuple[int, int], int] = {}
+        for api_key_id, account_id, amount in uses:
+            principal = (api_key_id, account_id)
+            sums[principal] = sums.get(principal, 0) + amount
+        merged = [(*principal, amount) for principal, amount in sums.items()]
+        self.uses[: len(uses)] = merged
+        self._merged += len(uses) - len(merged)
+        return merged
+
+    def _drop(self, count: int) -> None:
+        del self.uses[:count]
+        self._merged = 0
+
+    def _last_id(self) -> int:
+        return int(scalar(self._file.conn, _Q["last_usage_id"]))
+
+    def _batch(self) -> _Batch | None:
+        first = self.uses[0] if self.uses else None
+        return first if isinstance(first, _Batch) else None
+
+    def _write(self, uses: Iterable[Use], nonce: int) -> None:
         with self._file.write() as conn:
-            conn.executemany(_Q["insert_usage"], rows)
+            conn.executemany(_Q["insert_usage"], ((*use, nonce) for use in uses))
             self._guard.mark(conn)

@@ -9,23 +9,23 @@ lock: a slice of the WAL-index, one SHA-256, one look into a dict, the clock. Wh
 there takes the slow way, which knows all the rules.
 """
 
+import asyncio
 import os
 import threading
 import time
 from contextlib import ExitStack, suppress
 from hashlib import sha256
-from ipaddress import ip_network
 from math import inf
 from pathlib import Path
-from typing import Any
 
-from keystore import changelog, clock, db, sql, tokens
+from keystore import changelog, db, forks, tokens
 from keystore.edge.cache import Answer, TokenCache
 from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
 from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
 from keystore.edge.guard import ClockGuard
+from keystore.edge.rates import LocalRates, Rates
 from keystore.edge.usage import UsageBuffer
-from keystore.errors import DamagedStoreError, KeystoreError
+from keystore.errors import KeystoreError
 
 IMPATIENT_SECONDS = 0.05
 """How long a check may wait for another process's lock."""
@@ -36,14 +36,13 @@ LOOK_SECONDS = 0.001
 ANSWER_SECONDS = 1.0
 """How old the age in a decision may be; times of a store are whole seconds, too."""
 
-_Q = sql.named("edge")
-
 
 class Validator(db.Closing):
     """Validates tokens against one store, an origin or a replica. Safe to share between threads.
 
     Args:
         path: the store's file.
+        rates: where the rates of the keys are counted; default: in this validator alone.
         max_pending: how many metered checks may wait for a flush, and be lost by a crash.
             1 writes each before it is answered.
         max_seconds: for how long they may wait, at most; looked at on each metered check and by
@@ -57,7 +56,12 @@ class Validator(db.Closing):
     """No header is so short."""
 
     def __init__(
-        self, path: Path | str, *, max_pending: int = 1000, max_seconds: float = 5.0
+        self,
+        path: Path | str,
+        *,
+        max_pending: int = 10_000,
+        max_seconds: float = 5.0,
+        rates: Rates | None = None,
     ) -> None:
         # Before the file is opened: should it be replaced in between, the first check notices.
         self._path = os.fspath(path)
@@ -71,6 +75,7 @@ class Validator(db.Closing):
         )
         self._lock = threading.Lock()
         self._cache = TokenCache()
+        self._rates = LocalRates() if rates is None else rates
         self._commits = Commits(self._file)
         self._info = self._file.info()
         self._last_change = 0
@@ -80,6 +85,7 @@ class Validator(db.Closing):
         self._fast_from = self._slow_at = -inf
         self._answers = self._cache.answers
         self._uses, self._room = self._usage.uses, 0
+        forks.tell(self)
 
     def close(self) -> None:
         """Flush usage and close the file."""
@@ -91,45 +97,63 @@ class Validator(db.Closing):
                 self._file.close()
                 self._writer.close()
 
-    def check(self, token: str, *, cost: int = 1, ip: str | None = None) -> Decision:
+    def check(
+        self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
+    ) -> Decision:
         """Decide whether ``token`` may pass; if so, count ``cost`` units of usage for its key.
 
+        ``service`` is the name of what the key is to be used for; it must have a quota there.
         ``ip`` is the client's address; a key that is bound to networks does not pass without one.
 
         Never raises for what a client sends or for the state of the file: what cannot be answered
-        is :attr:`Reason.UNAVAILABLE`. With ``cost=0`` nothing is counted.
+        is :attr:`Reason.UNAVAILABLE`. With ``cost=0`` nothing is counted, of the rate neither.
 
         Raises:
             ValueError: ``cost`` is negative, which would give usage back, or above ``MAX_COST``.
+            ForkedError: the process was forked since the file was opened.
         """
         try:
             if self._header[:HEADER_BYTES] == self._seen:
                 answer = self._answers[sha256(token.encode()).digest()]
                 now = time.time()
                 if self._fast_from <= now < self._slow_at and now < answer.until:
-                    if cost == 1:
-                        # Appended first, so that no thread answers past the bound.
-                        self._uses.append(answer.principal)
-                        if len(self._uses) < self._room:
+                    if answer.is_plain and (service is None or service in answer.services):
+                        if cost == 1:
+                            # Appended first, so that no thread answers past the bound.
+                            self._uses.append(answer.use)
+                            if len(self._uses) < self._room:
+                                return answer.decision
+                            return self._flushed(answer.decision)
+                        if cost == 0:
                             return answer.decision
-                        return self._flushed(answer.decision)
-                    if cost == 0:
-                        return answer.decision
+                    elif (decision := self._limited(answer, service, cost, ip)) is not None:
+                        return decision
         except Exception:  # noqa: BLE001, S110 - the slow way says what it is
             pass
-        if not 0 <= cost <= MAX_COST:
-            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
-            raise ValueError(msg)
-        with self._lock:
-            try:
-                with self._file.errors():
-                    decision = self._decide(token, ip)
-                if decision.allowed and cost:
-                    self._count(decision, cost)
-            except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
-                self._seen = self._NEVER
-                return Decision(allowed=False, reason=Reason.UNAVAILABLE)
-        return decision
+        return self._check(token, service, cost, ip)
+
+    async def check_async(
+        self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
+    ) -> Decision:
+        """Decide like :meth:`check`, without holding up the event loop.
+
+        What is known is answered at once; what may wait for the disk is done by a thread.
+        """
+        if self.is_known(token):
+            return self.check(token, service=service, cost=cost, ip=ip)
+        return await asyncio.to_thread(self.check, token, service=service, cost=cost, ip=ip)
+
+    def is_known(self, token: str) -> bool:
+        """Whether :meth:`check` would answer at once, without a look at the file."""
+        try:
+            return (
+                self._header[:HEADER_BYTES] == self._seen
+                and sha256(token.encode()).digest() in self._answers
+                and self._fast_from <= time.time() < self._slow_at
+                and len(self._uses) + 1 < self._room
+            )
+        except Exception:  # noqa: BLE001 - as in check()
+            return False
 
     def flush(self) -> int:
         """Write all counted usage now; return how many checks that were.
@@ -185,7 +209,52 @@ class Validator(db.Closing):
         finally:
             db.set_busy_timeout(self._writer.conn, IMPATIENT_SECONDS)
 
-    def _decide(self, token: str, ip: str | None) -> Decision:
+    def stop_after_fork(self) -> None:
+        """Answer nothing in a forked process: SQLite's locks stay with the process that made them.
+
+        What was counted is the other process's to write.
+        """
+        self._lock = threading.Lock()  # a thread that is not here may have held it
+        self._header, self._seen = b"", self._NEVER
+        self._usage.forget()
+
+    def _limited(
+        self, answer: Answer, service: str | None, cost: int, ip: str | None
+    ) -> Decision | None:
+        """Answer what depends on an address or a rate; ``None`` if that takes the slow way."""
+        if (
+            not 0 <= cost <= MAX_COST
+            or (service is not None and service not in answer.services)
+            or (answer.addresses is not None and ip not in answer.addresses)
+        ):
+            return None
+        decision, (api_key_id, account_id, _) = answer.decision, answer.use
+        if answer.rate is not None:
+            ask = self._rates.take if cost else self._rates.look
+            decision = decision.with_rate(ask(api_key_id, answer.rate))
+        if decision.allowed and cost:
+            self._uses.append((api_key_id, account_id, cost))
+            if len(self._uses) >= self._room:
+                return self._flushed(decision)
+        return decision
+
+    def _check(self, token: str, service: str | None, cost: int, ip: str | None) -> Decision:
+        if not 0 <= cost <= MAX_COST:
+            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
+            raise ValueError(msg)
+        with self._lock:
+            forks.refuse_inherited(self._file)
+            try:
+                with self._file.errors():
+                    decision = self._decide(token, service, cost, ip)
+                if decision.allowed and cost:
+                    self._count(decision, cost)
+            except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
+                self._seen = self._NEVER
+                return Decision(allowed=False, reason=Reason.UNAVAILABLE)
+        return decision
+
+    def _decide(self, token: str, service: str | None, cost: int, ip: str | None) -> Decision:
         self._look_for_commits()
         if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
             return Decision(allowed=False, reason=Reason.MALFORMED)
@@ -198,20 +267,29 @@ class Validator(db.Closing):
         if freshness is None:
             return Decision(allowed=False, reason=Reason.NOT_SYNCED)
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        entry = self._entry(digest)
+        entry = self._cache.entry(self._file.conn, digest)
         if entry is None:
             # past the end it may be a key that is younger than the data
             is_over = freshness.limit is not None and freshness.limit.is_over
             reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
             return Decision(allowed=False, reason=reason, freshness=freshness)
-        decision = decide(entry, now, freshness, ip)
-        if decision.allowed and entry.networks is None and self._usage.is_buffered:
-            self._remember(digest, entry, decision, now, behind)
+        has_service = service is None or service in self._cache.services(
+            self._file.conn, entry.api_key_id
+        )
+        decision = decide(entry, now, freshness, ip, has_service=has_service)
+        if decision.allowed and self._usage.is_buffered:
+            answer = self._answers.get(digest)
+            if answer is None or now - behind >= answer.until:
+                answer = self._remember(digest, entry, decision, now, behind)
+            answer.admit(service, ip)
+        if decision.allowed and entry.rate is not None:
+            ask = self._rates.take if cost else self._rates.look
+            decision = decision.with_rate(ask(entry.api_key_id, entry.rate))
         return decision
 
     def _remember(
         self, digest: bytes, entry: Entry, decision: Decision, now: float, behind: float
-    ) -> None:
+    ) -> Answer:
         """Let the fast way give this answer while nothing but a commit could change it."""
         until = min(now + ANSWER_SECONDS, entry.expires_at or inf)
         bound = entry.max_staleness_seconds
@@ -219,9 +297,10 @@ class Validator(db.Closing):
             until = min(until, self._guard.next_limit(now))
             if bound is not None and entry.stale_action != "allow" and decision.freshness:
                 until = min(until, now + bound - decision.freshness.age_seconds)
-        principal = (entry.api_key_id, entry.account_id)
         # The fast way asks the wall clock alone, which may be behind this store's time.
-        self._answers[digest] = Answer(until - behind, decision, principal)
+        answer = Answer(until - behind, decision, (entry.api_key_id, entry.account_id, 1), entry)
+        self._answers[digest] = answer
+        return answer
 
     def _look_for_commits(self) -> None:
         self._reopen_if_replaced()
@@ -271,6 +350,7 @@ class Validator(db.Closing):
             )
             if file.info().origin_id != self._info.origin_id:
                 self._usage.flush()  # another origin's ids: what was counted is the old file's
+                self._rates.clear()
             on_failure.pop_all()
         self._cache.clear()
         self._commits = Commits(file)
@@ -291,20 +371,6 @@ class Validator(db.Closing):
         with suppress(KeystoreError), self._writer.write() as conn:
             self._guard.mark(conn)
 
-    def _entry(self, digest: bytes) -> Entry | None:
-        entry = self._cache.get(digest)
-        if entry is not None:
-            return entry
-        row = self._file.conn.execute(_Q["entry"], (digest.hex(),)).fetchone()
-        if row is None:
-            return None
-        try:
-            entry = _entry(row)
-        except (ValueError, TypeError) as error:  # written with the CHECKs off
-            raise DamagedStoreError(f"{self._file.path}: a key cannot be read: {error}.") from error
-        self._cache.put(digest, entry)
-        return entry
-
     def _flushed(self, decision: Decision) -> Decision:
         """Flush before a check that has filled the buffer is answered."""
         with self._lock:
@@ -322,24 +388,5 @@ class Validator(db.Closing):
     def _count(self, decision: Decision, cost: int) -> None:
         if decision.api_key_id is None or decision.account_id is None:
             return
-        self._usage.add(decision.api_key_id, decision.account_id, cost)
+        self._usage.add((decision.api_key_id, decision.account_id, cost))
         self._flush_if_due()
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    api_key_id, api_key, is_active, status, allows_access, expires_at, networks, *rest = row
-    account_id, account, account_is_active, plan, max_staleness_seconds, stale_action = rest
-    return Entry(
-        api_key_id=api_key_id,
-        api_key=api_key,
-        is_active=is_active == 1 and allows_access == 1,
-        status=status,
-        expires_at=clock.seconds(expires_at) if expires_at else None,
-        networks=tuple(map(ip_network, networks.split())) if networks is not None else None,
-        account_id=account_id,
-        account=account,
-        account_is_active=account_is_active == 1,
-        plan=plan,
-        max_staleness_seconds=max_staleness_seconds,
-        stale_action=stale_action,
-    )

@@ -26,7 +26,9 @@ Headers = Mapping[str, str]
 class Checker(Protocol):
     """What answers checks; a :class:`keystore.edge.Validator` does."""
 
-    def check(self, token: str, *, cost: int = 1, ip: str | None = None) -> Decision:
+    def check(
+        self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
+    ) -> Decision:
         """Decide on a token."""
 
 
@@ -97,7 +99,9 @@ def _status(decision: Decision) -> HTTPStatus:
         return HTTPStatus.OK
     if decision.reason.is_not_now:
         return HTTPStatus.SERVICE_UNAVAILABLE
-    if decision.reason in {Reason.ACCOUNT_INACTIVE, Reason.NETWORK}:
+    if decision.reason is Reason.RATE_LIMITED:
+        return HTTPStatus.TOO_MANY_REQUESTS
+    if decision.reason in {Reason.ACCOUNT_INACTIVE, Reason.NETWORK, Reason.SERVICE}:
         return HTTPStatus.FORBIDDEN
     return HTTPStatus.UNAUTHORIZED
 

@@ -5,8 +5,9 @@
 -- A key that was revoked at a hub is revoked, whatever its row says.
 SELECT k.api_key_id, k.api_key, k.is_active AND r.api_key IS NULL,
        iif(r.api_key IS NULL, k.status, 'revoked'),
-       coalesce(s.allows_access AND s.is_active, 0), k.expires_at, k.allowed_networks, k.account_id,
-       a.email, coalesce(a.is_active, 0), p.name, p.max_staleness_seconds, p.stale_action
+       coalesce(s.allows_access AND s.is_active, 0), k.expires_at, k.allowed_networks, k.label,
+       k.metadata, k.account_id, a.email, coalesce(a.is_active, 0), p.name, p.max_staleness_seconds,
+       p.stale_action, p.rate_limit, p.rate_window_seconds, p.rate_burst
 FROM APIKeys AS k
 LEFT JOIN APIKeyStatuses AS s ON s.name = k.status
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
@@ -21,8 +22,14 @@ WHERE k.api_key_id = (SELECT api_key_id FROM APIKeys WHERE api_key_hash = ?1)
 PRAGMA data_version;
 
 -- name: insert_usage
-INSERT INTO UsageLog (principal_type, principal_id, account_id, amount)
-VALUES ('api_key', ?, ?, ?);
+INSERT INTO UsageLog (principal_type, principal_id, account_id, amount, nonce)
+VALUES ('api_key', ?, ?, ?, ?);
+
+-- name: last_usage_id
+SELECT coalesce(max(usage_id), 0) FROM UsageLog;
+
+-- name: usage_written
+SELECT 1 FROM UsageLog WHERE usage_id > ? AND nonce = ? LIMIT 1;
 
 -- name: set_clock_mark
 -- (OR IGNORE: a clock in the year 3000 must not keep the usage from being written)
@@ -55,6 +62,16 @@ LIMIT 1;
 
 -- name: last_revocation
 SELECT coalesce(max(revocation_id), 0) FROM Revocations;
+
+-- name: services
+-- The active services that a key has a quota for.
+SELECT q.quota_id, s.name
+FROM APIKeyServiceQuotas AS q
+JOIN Services AS s ON s.service_id = q.service_id
+WHERE q.api_key_id = ? AND s.is_active;
+
+-- name: quota_key
+SELECT api_key_id FROM APIKeyServiceQuotas WHERE quota_id = ?;
 
 -- name: revoked_since
 SELECT k.api_key_id FROM Revocations AS r

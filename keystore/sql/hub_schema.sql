@@ -1,4 +1,4 @@
--- The hub: a schema in a central PostgreSQL (15 or newer). Version 3.
+-- The hub: a schema in a central PostgreSQL (15 or newer). Version 4.
 --
 -- Rows are keyed by (store_id, <internal id of that store>), so that many origins share a hub and
 -- no identity has to be made up. No foreign keys between mirrored tables: the hub holds what the
@@ -98,6 +98,9 @@ CREATE TABLE keystore.plans (
     name TEXT NOT NULL,
     max_staleness_seconds BIGINT,
     stale_action TEXT NOT NULL,
+    rate_limit BIGINT,
+    rate_window_seconds BIGINT,
+    rate_burst BIGINT,
     created_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
     changed_at_id BIGINT NOT NULL,
@@ -368,4 +371,4 @@ REVOKE ALL ON ALL TABLES IN SCHEMA keystore FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA keystore FROM PUBLIC;
 
 INSERT INTO keystore.hub_info (hub_info_id, hub_id, schema_version)
-VALUES (1, gen_random_uuid(), 3);
+VALUES (1, gen_random_uuid(), 4);

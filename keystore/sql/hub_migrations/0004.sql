@@ -1,0 +1,6 @@
+-- Version 3 to 4: plans get a rate.
+
+ALTER TABLE keystore.plans
+    ADD COLUMN rate_limit BIGINT,
+    ADD COLUMN rate_window_seconds BIGINT,
+    ADD COLUMN rate_burst BIGINT;
