@@ -34,9 +34,12 @@ bench: venv ## every benchmark, as ratios measured side by side
 docs: venv ## the documentation as HTML, warnings are errors
 	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs docs/_build/html
 
-lock: ## renew requirements.lock (needs uv)
-	uv export --quiet --format requirements.txt --all-extras --all-groups \
-	  --no-emit-project --no-header --output-file requirements.lock
+EXPORT := --quiet --format requirements.txt --no-emit-project --no-header
+
+lock: ## renew the locks (needs uv)
+	uv export $(EXPORT) --all-extras --group dev --output-file requirements.lock
+	uv export $(EXPORT) --only-group proxies --output-file requirements-proxies.lock
+	uv export $(EXPORT) --only-group fuzz --output-file requirements-fuzz.lock
 	rm -f uv.lock
 
 clean:
