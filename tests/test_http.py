@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from keystore import Decision, Reason, Store, Validator
 from keystore.edge.decision import Freshness, Limit
 from keystore.http import server as http_server
-from keystore.http.check import respond, token_of
+from keystore.http.check import Request, respond, token_of
 
 IDENTITY = {"X-Auth-Reason", "X-Auth-Key", "X-Auth-Account", "X-Auth-Plan"}
 FRESHNESS = {"X-Auth-As-Of-Change", "X-Auth-Age-Seconds", "X-Auth-Grace-Until"}
@@ -71,7 +71,7 @@ def answer(reason: Reason) -> Fixed:
     ],
 )
 def test_each_reason_has_its_status_and_its_headers(reason: Reason, status: int) -> None:
-    response = respond(answer(reason), "/check", {"x-api-key": "t"})
+    response = respond(answer(reason), Request("GET", "/check", {"x-api-key": "t"}))
     headers = dict(response.headers)
     assert response.status == status
     assert ("WWW-Authenticate" in headers) == (status in {401, 403})
@@ -81,19 +81,25 @@ def test_each_reason_has_its_status_and_its_headers(reason: Reason, status: int)
 
 def test_every_reason_has_a_status() -> None:
     for reason in Reason:
-        assert respond(answer(reason), "/check", {"x-api-key": "t"}).status in {200, 401, 403, 503}
+        assert respond(answer(reason), Request("GET", "/check", {"x-api-key": "t"})).status in {
+            200,
+            401,
+            403,
+            429,
+            503,
+        }
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_identity_header_is_always_there_and_empty_when_denied(reason: Reason) -> None:
-    headers = dict(respond(answer(reason), "/check", {"x-api-key": "t"}).headers)
+    headers = dict(respond(answer(reason), Request("GET", "/check", {"x-api-key": "t"})).headers)
     assert headers.keys() >= IDENTITY | FRESHNESS
     if reason is not Reason.OK:
         assert headers["X-Auth-Account"] == headers["X-Auth-Key"] == headers["X-Auth-Plan"] == ""
 
 
 def test_no_value_can_split_a_header() -> None:
-    headers = dict(respond(answer(Reason.OK), "/check", {"x-api-key": "t"}).headers)
+    headers = dict(respond(answer(Reason.OK), Request("GET", "/check", {"x-api-key": "t"})).headers)
     assert headers["X-Auth-Plan"] == "free%0D%0AX-Injected: 1"
     assert headers["X-Auth-Age-Seconds"] == "3"
 
@@ -103,19 +109,21 @@ def test_an_answer_in_the_grace_says_until_when(is_in_grace: bool) -> None:
     limit = Limit("2026-11-20 12:00:00", "2026-12-20 12:00:00", is_in_grace, is_over=False)
     fresh = Freshness(7, "2026-11-20 12:00:00", 3.9, limit)
     checker = Fixed(Decision(allowed=True, reason=Reason.OK, freshness=fresh))
-    headers = dict(respond(checker, "/check", {"x-api-key": "t"}).headers)
+    headers = dict(respond(checker, Request("GET", "/check", {"x-api-key": "t"})).headers)
     assert headers["X-Auth-Grace-Until"] == ("2026-12-20 12:00:00" if is_in_grace else "")
 
 
 @pytest.mark.parametrize("path", ["/check", "/check/", "/check/any/path?x=1", "/check?a"])
 def test_any_path_below_check_is_asked(path: str) -> None:
-    assert respond(answer(Reason.OK), path, {"x-api-key": "t"}).status is HTTPStatus.OK
+    assert (
+        respond(answer(Reason.OK), Request("GET", path, {"x-api-key": "t"})).status is HTTPStatus.OK
+    )
 
 
 @pytest.mark.parametrize("path", ["/", "/checks", "/healthy", "", "*", "/CHECK"])
 def test_any_other_path_is_not_found(path: str) -> None:
     checker = answer(Reason.OK)
-    assert respond(checker, path, {"x-api-key": "t"}).status is HTTPStatus.NOT_FOUND
+    assert respond(checker, Request("GET", path, {"x-api-key": "t"})).status is HTTPStatus.NOT_FOUND
     assert checker.asked == []
 
 
@@ -137,7 +145,7 @@ def test_where_the_token_is_found(headers: dict[str, str], token: str | None) ->
 
 def test_without_a_token_nobody_is_asked_and_the_challenge_names_no_error() -> None:
     checker = answer(Reason.OK)
-    response = respond(checker, "/check?token=abc", {})
+    response = respond(checker, Request("GET", "/check?token=abc", {}))
     assert response.status is HTTPStatus.UNAUTHORIZED
     assert dict(response.headers)["WWW-Authenticate"] == "Bearer"
     assert checker.asked == []
@@ -148,7 +156,7 @@ def test_without_a_token_nobody_is_asked_and_the_challenge_names_no_error() -> N
     st.dictionaries(st.sampled_from(["authorization", "x-api-key"]), st.text()),
 )
 def test_no_request_raises(path: str, headers: dict[str, str]) -> None:
-    respond(answer(Reason.UNKNOWN), path, headers)
+    respond(answer(Reason.UNKNOWN), Request("GET", path, headers))
 
 
 # -- the server, as a real process -------------------------------------------------------------

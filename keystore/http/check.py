@@ -10,13 +10,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 from keystore.edge.decision import Decision, Reason
 
 CHECK_PATH = "/check"
 RETRY_AFTER_SECONDS = 5
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 Headers = Mapping[str, str]
@@ -32,6 +34,30 @@ class Checker(Protocol):
         """Decide on a token."""
 
 
+class Request(NamedTuple):
+    """An HTTP request, as far as an answer depends on it.
+
+    ``target`` is the request target, query string included; ``peer`` the address that connected,
+    ``None`` for a Unix socket; ``body`` is empty unless :func:`wants_body` says that it is read.
+    """
+
+    method: str
+    target: str
+    headers: Headers
+    peer: str | None = None
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator has decided about requests."""
+
+    trusted: tuple[IPv4Network | IPv6Network, ...] = LOOPBACK
+    """Proxies whose ``X-Forwarded-For`` is believed; a Unix socket's peer always is."""
+    query_token: str | None = None
+    """Name of a query parameter that may hold the token; ``None``: none may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """An HTTP response with a JSON body."""
@@ -41,21 +67,25 @@ class Response:
     body: bytes
 
 
-def respond(checker: Checker, path: str, headers: Headers, peer: str | None = None) -> Response:
+def wants_body(method: str, target: str) -> bool:
+    """Whether the answer depends on the request's body; all others are read past."""
+    return False
+
+
+def respond(checker: Checker, request: Request, settings: Settings | None = None) -> Response:
     """Answer one request.
 
-    ``path`` is the request target, query string included; ``peer`` the address that connected. The
-    client's address is what the proxy says: the last entry of ``X-Forwarded-For``, which is the one
-    that the proxy added itself, else ``peer``.
+    The client's address is what the proxy says: the last entry of ``X-Forwarded-For``, which is the
+    one that the proxy added itself, else ``peer``.
     """
-    path = path.partition("?")[0]
+    path = request.target.partition("?")[0]
     if path != CHECK_PATH and not path.startswith(CHECK_PATH + "/"):
         return _json(HTTPStatus.NOT_FOUND, {"error": f"not found; ask {CHECK_PATH}"}, ())
-    token = token_of(headers)
+    token = token_of(request.headers)
     if token is None:
         challenge = (("WWW-Authenticate", "Bearer"),)
         return _answer(Decision(allowed=False, reason=Reason.MALFORMED), challenge)
-    return _answer(checker.check(token, ip=_client(headers) or peer), ())
+    return _answer(checker.check(token, ip=_client(request.headers) or request.peer), ())
 
 
 def token_of(headers: Headers) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from keystore.edge import Validator
 from keystore.errors import KeystoreError, UnsupportedTargetError
-from keystore.http.check import Response, respond
+from keystore.http.check import Request, Response, respond
 
 MAX_HEADER_BYTES = 65_536
 IDLE_SECONDS = 75.0
@@ -122,7 +122,9 @@ class _Connection(asyncio.Protocol):
             self._refuse(HTTPStatus.BAD_REQUEST)
             return
         peer = (self._transport.get_extra_info("peername") or (None,))[0]
-        response = respond(self._validator, self._url.decode("latin-1"), self._headers, peer)
+        method = self._parser.get_method().decode("latin-1")
+        request = Request(method, self._url.decode("latin-1"), self._headers, peer)
+        response = respond(self._validator, request)
         keep_alive = self._parser.should_keep_alive()
         is_head = self._parser.get_method() == b"HEAD"
         self._transport.write(_serialized(response, keep_alive=keep_alive, is_head=is_head))
