@@ -9,7 +9,6 @@ lock: a slice of the WAL-index, one SHA-256, one look into a dict, the clock. Wh
 there takes the slow way, which knows all the rules.
 """
 
-import asyncio
 import os
 import threading
 import time
@@ -139,6 +138,8 @@ class Validator(db.Closing):
 
         What is known is answered at once; what may wait for the disk is done by a thread.
         """
+        import asyncio  # 40 ms that most never need
+
         if self.is_known(token):
             return self.check(token, service=service, cost=cost, ip=ip)
         return await asyncio.to_thread(self.check, token, service=service, cost=cost, ip=ip)
