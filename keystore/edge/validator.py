@@ -37,7 +37,7 @@ ANSWER_SECONDS = 1.0
 
 
 class Validator(db.Closing):
-    """Validates tokens against one store, an origin or a replica. Safe to share between threads.
+    """Validates tokens against one store, from any thread.
 
     Args:
         path: the store's file.
@@ -309,8 +309,8 @@ class Validator(db.Closing):
         if decision.freshness and not self._info.is_origin:
             until = min(until, self._guard.holds_until(entry, now, decision.freshness))
         # The fast way asks the wall clock alone, which may be behind this store's time.
-        answer = Answer(until - behind, decision, (entry.api_key_id, entry.account_id, 1), entry)
-        self._answers[digest] = answer
+        use = (entry.api_key_id, entry.account_id, 1)
+        answer = self._answers[digest] = Answer(until - behind, decision, use, entry)
         return answer
 
     def _look_for_commits(self) -> None:
@@ -375,8 +375,7 @@ class Validator(db.Closing):
         old_writer.close()
 
     def _mark_clock(self) -> None:
-        # A file that cannot be written, for good or just now, changes no answer: the clock is
-        # guarded in memory all the same, and the mark is tried again later.
+        # A file that cannot be written changes no answer: the clock is guarded in memory as well.
         with suppress(KeystoreError), self._writer.write() as conn:
             self._guard.mark(conn)
 
@@ -395,8 +394,6 @@ class Validator(db.Closing):
         self._plan_slow_way()
 
     def _count(self, decision: Decision, cost: int) -> None:
-        if decision.api_key_id is None or decision.account_id is None:
-            return
-        self._usage.add((decision.api_key_id, decision.account_id, cost))
+        self._usage.add((decision.api_key_id or 0, decision.account_id or 0, cost))
         if len(self._uses) >= self._room or len(self._uses) == 1:
             self._flush_if_due()
