@@ -83,6 +83,7 @@ def answer(decision: Decision, service: str | None = None, *, is_nginx: bool = F
     return kept[1]
 
 
+@cache
 def absent(*, is_nginx: bool = False) -> Response:
     """Answer a request without a key: the challenge names no error then (RFC 6750, section 3)."""
     made = answer(Decision(allowed=False, reason=Reason.MALFORMED), is_nginx=is_nginx)
@@ -113,6 +114,11 @@ def status_of(decision: Decision) -> HTTPStatus:
     if reason is Reason.RATE_LIMITED:
         return HTTPStatus.TOO_MANY_REQUESTS
     return HTTPStatus.FORBIDDEN if reason in _FORBIDDEN else HTTPStatus.UNAUTHORIZED
+
+
+def is_identity(name: str) -> bool:
+    """Whether a request header is named as only answers may name one, to an app behind CGI too."""
+    return name.lower().replace("_", "-").startswith("x-auth-")
 
 
 def _made(decision: Decision, service: str | None, *, is_nginx: bool) -> Response:
