@@ -17,8 +17,6 @@ import pytest
 from keystore import Store, Validator
 from keystore.http import server as http_server
 
-# -- the server, as a real process -------------------------------------------------------------
-
 
 class Server:
     """`keystore serve` as a process of its own."""
