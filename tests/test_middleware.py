@@ -226,11 +226,15 @@ def test_the_event_loop_is_never_held_up(by: By) -> None:
     assert checker.asked
 
 
-@WITH_SCOPE
-def test_a_denial_of_head_has_no_body(by: By) -> None:
-    got = by(Fixed(Reason.REVOKED), method="HEAD")
+def test_a_denial_of_head_has_no_body() -> None:
+    got = by_wsgi(Fixed(Reason.REVOKED), method="HEAD")
     assert (got.status, got.body) == (401, b"")
     assert int(got.headers["content-length"]) > 0
+    (start, body), _ = talk(
+        Fixed(Reason.REVOKED), {**websocket(), "type": "http", "method": "HEAD"}
+    )
+    assert (start["status"], body["body"]) == (401, b"")
+    assert dict(start["headers"])[b"content-length"] != b"0"
 
 
 @EACH

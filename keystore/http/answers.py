@@ -23,7 +23,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 RETRY_AFTER_SECONDS = 5
 MOST_KEPT = 16_384
-"""Answers kept, about 1 KB each, before all are dropped."""
+"""Answers kept, about 2 KB each, before all are dropped."""
 
 _DETAILS = {
     Reason.MALFORMED: "There is no key in the request, or it has a typing error.",

@@ -31,6 +31,7 @@ def require_key(
 
     ``service`` is what the key must have a quota for. If the key may not pass, the dependency
     raises ``HTTPException`` with the status and the headers that ``keystore serve`` answers with.
+    It is for HTTP; WebSockets are the middleware's (:mod:`keystore.http.asgi`).
     """
     wanted = settings or Settings()
 
