@@ -239,6 +239,171 @@ WHEN NEW.oauth_client_id IS NOT OLD.oauth_client_id OR NEW.client_id IS NOT OLD.
     SELECT RAISE(ABORT, 'OAuthClients.oauth_client_id and client_id never change: add a new client');
 END;
 
+CREATE TRIGGER trg_planservicequotas_insert AFTER INSERT ON PlanServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('PlanServiceQuotas', NEW.plan_quota_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_planservicequotas_update AFTER UPDATE ON PlanServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('PlanServiceQuotas', NEW.plan_quota_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_planservicequotas_delete AFTER DELETE ON PlanServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('PlanServiceQuotas', OLD.plan_quota_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_planservicequotas_insert_replaced BEFORE INSERT ON PlanServiceQuotas BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'PlanServiceQuotas', plan_quota_id, 'DELETE' FROM PlanServiceQuotas
+    WHERE plan_quota_id = NEW.plan_quota_id OR (plan_id = NEW.plan_id AND service_id = NEW.service_id);
+END;
+
+CREATE TRIGGER trg_planservicequotas_update_replaced BEFORE UPDATE OF plan_id, service_id ON PlanServiceQuotas
+WHEN NEW.plan_id IS NOT OLD.plan_id OR NEW.service_id IS NOT OLD.service_id BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'PlanServiceQuotas', plan_quota_id, 'DELETE' FROM PlanServiceQuotas
+    WHERE plan_id = NEW.plan_id AND service_id = NEW.service_id AND plan_quota_id <> OLD.plan_quota_id;
+END;
+
+CREATE TRIGGER trg_planservicequotas_identity BEFORE UPDATE ON PlanServiceQuotas
+WHEN NEW.plan_quota_id IS NOT OLD.plan_quota_id BEGIN
+    SELECT RAISE(ABORT, 'PlanServiceQuotas.plan_quota_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_providers_insert AFTER INSERT ON Providers BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Providers', NEW.provider_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_providers_update AFTER UPDATE ON Providers BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Providers', NEW.provider_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_providers_delete AFTER DELETE ON Providers BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Providers', OLD.provider_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_providers_insert_replaced BEFORE INSERT ON Providers BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'Providers', provider_id, 'DELETE' FROM Providers
+    WHERE provider_id = NEW.provider_id OR name = NEW.name;
+END;
+
+CREATE TRIGGER trg_providers_update_replaced BEFORE UPDATE OF name ON Providers
+WHEN NEW.name IS NOT OLD.name BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'Providers', provider_id, 'DELETE' FROM Providers
+    WHERE name = NEW.name AND provider_id <> OLD.provider_id;
+END;
+
+CREATE TRIGGER trg_providers_identity BEFORE UPDATE ON Providers
+WHEN NEW.provider_id IS NOT OLD.provider_id BEGIN
+    SELECT RAISE(ABORT, 'Providers.provider_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_models_insert AFTER INSERT ON Models BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Models', NEW.model_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_models_update AFTER UPDATE ON Models BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Models', NEW.model_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_models_delete AFTER DELETE ON Models BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('Models', OLD.model_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_models_insert_replaced BEFORE INSERT ON Models BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'Models', model_id, 'DELETE' FROM Models
+    WHERE model_id = NEW.model_id OR name = NEW.name;
+END;
+
+CREATE TRIGGER trg_models_update_replaced BEFORE UPDATE OF name ON Models
+WHEN NEW.name IS NOT OLD.name BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'Models', model_id, 'DELETE' FROM Models
+    WHERE name = NEW.name AND model_id <> OLD.model_id;
+END;
+
+CREATE TRIGGER trg_models_identity BEFORE UPDATE ON Models
+WHEN NEW.model_id IS NOT OLD.model_id BEGIN
+    SELECT RAISE(ABORT, 'Models.model_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_modelpricing_insert AFTER INSERT ON ModelPricing BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('ModelPricing', NEW.model_pricing_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_modelpricing_update AFTER UPDATE ON ModelPricing BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('ModelPricing', NEW.model_pricing_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_modelpricing_delete AFTER DELETE ON ModelPricing BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('ModelPricing', OLD.model_pricing_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_modelpricing_insert_replaced BEFORE INSERT ON ModelPricing BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'ModelPricing', model_pricing_id, 'DELETE' FROM ModelPricing
+    WHERE model_pricing_id = NEW.model_pricing_id OR (model_id = NEW.model_id AND effective_from = NEW.effective_from);
+END;
+
+CREATE TRIGGER trg_modelpricing_update_replaced BEFORE UPDATE OF model_id, effective_from ON ModelPricing
+WHEN NEW.model_id IS NOT OLD.model_id OR NEW.effective_from IS NOT OLD.effective_from BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'ModelPricing', model_pricing_id, 'DELETE' FROM ModelPricing
+    WHERE model_id = NEW.model_id AND effective_from = NEW.effective_from AND model_pricing_id <> OLD.model_pricing_id;
+END;
+
+CREATE TRIGGER trg_modelpricing_identity BEFORE UPDATE ON ModelPricing
+WHEN NEW.model_pricing_id IS NOT OLD.model_pricing_id BEGIN
+    SELECT RAISE(ABORT, 'ModelPricing.model_pricing_id never changes: delete the row and insert a new one');
+END;
+
+CREATE TRIGGER trg_usagesettlements_insert AFTER INSERT ON UsageSettlements BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('UsageSettlements', NEW.settlement_id, 'INSERT');
+END;
+
+CREATE TRIGGER trg_usagesettlements_update AFTER UPDATE ON UsageSettlements BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('UsageSettlements', NEW.settlement_id, 'UPDATE');
+END;
+
+CREATE TRIGGER trg_usagesettlements_delete AFTER DELETE ON UsageSettlements BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    VALUES ('UsageSettlements', OLD.settlement_id, 'DELETE');
+END;
+
+CREATE TRIGGER trg_usagesettlements_insert_replaced BEFORE INSERT ON UsageSettlements BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'UsageSettlements', settlement_id, 'DELETE' FROM UsageSettlements
+    WHERE settlement_id = NEW.settlement_id OR replica_id = NEW.replica_id;
+END;
+
+CREATE TRIGGER trg_usagesettlements_update_replaced BEFORE UPDATE OF replica_id ON UsageSettlements
+WHEN NEW.replica_id IS NOT OLD.replica_id BEGIN
+    INSERT INTO ChangeLog (table_name, record_id, operation)
+    SELECT 'UsageSettlements', settlement_id, 'DELETE' FROM UsageSettlements
+    WHERE replica_id = NEW.replica_id AND settlement_id <> OLD.settlement_id;
+END;
+
+CREATE TRIGGER trg_usagesettlements_identity BEFORE UPDATE ON UsageSettlements
+WHEN NEW.settlement_id IS NOT OLD.settlement_id BEGIN
+    SELECT RAISE(ABORT, 'UsageSettlements.settlement_id never changes: delete the row and insert a new one');
+END;
+
 -- is_active and status are one truth. The rule that finds what to write: a status that was changed
 -- wins; else an is_active that was changed picks 'assigned' or 'revoked'; and is_active is whether the
 -- status allows access. Not during a replay: the origin has settled it.
@@ -412,7 +577,9 @@ CREATE TRIGGER trg_usagelog_update BEFORE UPDATE ON UsageLog BEGIN
     SELECT RAISE(ABORT, 'UsageLog is append-only');
 END;
 
-CREATE TRIGGER trg_usagelog_delete BEFORE DELETE ON UsageLog BEGIN
+-- (a roll-up sums rows, and removes them, in one transaction)
+CREATE TRIGGER trg_usagelog_delete BEFORE DELETE ON UsageLog
+WHEN NOT (SELECT replaying FROM StoreInfo) BEGIN
     SELECT RAISE(ABORT, 'UsageLog is append-only');
 END;
 
@@ -431,4 +598,33 @@ END;
 
 CREATE TRIGGER trg_receivedusage_delete BEFORE DELETE ON ReceivedUsage BEGIN
     SELECT RAISE(ABORT, 'ReceivedUsage is append-only');
+END;
+
+-- The ledger is append-only, and the balance is what it sums to: a row moves the balance with it, and a row
+-- that would take it below zero is refused with everything that came with it.
+
+CREATE TRIGGER trg_creditledger_insert BEFORE INSERT ON CreditLedger
+WHEN NEW.ledger_id <> -1 AND NEW.ledger_id <= (SELECT max(ledger_id) FROM CreditLedger) BEGIN
+    SELECT RAISE(ABORT, 'CreditLedger is append-only: leave the ledger_id to SQLite');
+END;
+
+CREATE TRIGGER trg_creditledger_balance BEFORE INSERT ON CreditLedger
+WHEN NEW.balance_nano IS NOT
+     coalesce((SELECT balance_nano FROM CreditBalances WHERE account_id = NEW.account_id), 0)
+     + NEW.amount_nano BEGIN
+    SELECT RAISE(ABORT, 'balance_nano is not the balance after this row');
+END;
+
+CREATE TRIGGER trg_creditledger_inserted AFTER INSERT ON CreditLedger BEGIN
+    INSERT INTO CreditBalances (account_id, balance_nano)
+    VALUES (NEW.account_id, NEW.balance_nano)
+    ON CONFLICT (account_id) DO UPDATE SET balance_nano = excluded.balance_nano;
+END;
+
+CREATE TRIGGER trg_creditledger_update BEFORE UPDATE ON CreditLedger BEGIN
+    SELECT RAISE(ABORT, 'CreditLedger is append-only');
+END;
+
+CREATE TRIGGER trg_creditledger_delete BEFORE DELETE ON CreditLedger BEGIN
+    SELECT RAISE(ABORT, 'CreditLedger is append-only');
 END;

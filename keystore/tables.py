@@ -123,6 +123,18 @@ TRACKED: tuple[Table, ...] = (
             "initial_quota": Kind.BIGINT,
             "remaining_quota": Kind.BIGINT,
             "renewal": Kind.TEXT,
+            "renewed_at": Kind.TIMESTAMPTZ,
+        },
+    ),
+    _table(
+        "PlanServiceQuotas",
+        "plan_service_quotas",
+        {
+            "plan_quota_id": Kind.BIGINT,
+            "plan_id": Kind.BIGINT,
+            "service_id": Kind.BIGINT,
+            "initial_quota": Kind.BIGINT,
+            "renewal": Kind.TEXT,
         },
     ),
     Table(
@@ -148,6 +160,33 @@ TRACKED: tuple[Table, ...] = (
             "client_secret_hash": Kind.TEXT,
             "is_active": Kind.BOOLEAN,
         },
+    ),
+    _table("Providers", "providers", {"provider_id": Kind.BIGINT, "name": Kind.TEXT}),
+    _table(
+        "Models",
+        "models",
+        {
+            "model_id": Kind.BIGINT,
+            "provider_id": Kind.BIGINT,
+            "name": Kind.TEXT,
+            "is_active": Kind.BOOLEAN,
+        },
+    ),
+    _table(
+        "ModelPricing",
+        "model_pricing",
+        {
+            "model_pricing_id": Kind.BIGINT,
+            "model_id": Kind.BIGINT,
+            "input_nano_per_1k": Kind.BIGINT,
+            "output_nano_per_1k": Kind.BIGINT,
+            "effective_from": Kind.TIMESTAMPTZ,
+        },
+    ),
+    _table(
+        "UsageSettlements",
+        "usage_settlements",
+        {"settlement_id": Kind.BIGINT, "replica_id": Kind.UUID, "usage_id": Kind.BIGINT},
     ),
 )
 """Parents before children."""

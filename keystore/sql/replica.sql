@@ -120,3 +120,78 @@ CREATE TRIGGER trg_oauthclients_delete_read_only BEFORE DELETE ON OAuthClients
 WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
     SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
 END;
+
+CREATE TRIGGER trg_planservicequotas_insert_read_only BEFORE INSERT ON PlanServiceQuotas
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_planservicequotas_update_read_only BEFORE UPDATE ON PlanServiceQuotas
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_planservicequotas_delete_read_only BEFORE DELETE ON PlanServiceQuotas
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_providers_insert_read_only BEFORE INSERT ON Providers
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_providers_update_read_only BEFORE UPDATE ON Providers
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_providers_delete_read_only BEFORE DELETE ON Providers
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_models_insert_read_only BEFORE INSERT ON Models
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_models_update_read_only BEFORE UPDATE ON Models
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_models_delete_read_only BEFORE DELETE ON Models
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_modelpricing_insert_read_only BEFORE INSERT ON ModelPricing
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_modelpricing_update_read_only BEFORE UPDATE ON ModelPricing
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_modelpricing_delete_read_only BEFORE DELETE ON ModelPricing
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_usagesettlements_insert_read_only BEFORE INSERT ON UsageSettlements
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_usagesettlements_update_read_only BEFORE UPDATE ON UsageSettlements
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;
+
+CREATE TRIGGER trg_usagesettlements_delete_read_only BEFORE DELETE ON UsageSettlements
+WHEN (SELECT NOT replaying FROM StoreInfo) BEGIN
+    SELECT RAISE(ABORT, 'this store is a read-only replica: write at its origin, then keystore sync');
+END;

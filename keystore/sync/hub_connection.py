@@ -20,7 +20,7 @@ from keystore.errors import (
 from keystore.sync.hub_rows import Connection, fill
 from keystore.tables import Table
 
-HUB_SCHEMA_VERSION = 4
+HUB_SCHEMA_VERSION = 5
 CONNECTION: dict[str, str | int] = {
     "application_name": "keystore",
     "connect_timeout": 10,
