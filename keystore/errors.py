@@ -109,6 +109,18 @@ class InUseError(KeystoreError):
     code = "in_use"
 
 
+class ConflictingRequestError(KeystoreError):
+    """A request id was used before, for something else."""
+
+    code = "conflicting_request"
+
+
+class InsufficientCreditsError(KeystoreError):
+    """An account has fewer credits than something costs."""
+
+    code = "insufficient_credits"
+
+
 class InvalidInputError(KeystoreError):
     """A value from outside does not have the required form."""
 

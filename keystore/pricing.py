@@ -14,7 +14,7 @@ MAX_NANO = 2**62
 
 
 class Exact(NamedTuple):
-    """An amount in nano-credits; ``is_rounded`` if the number that it was read from had more digits."""
+    """An amount in nano-credits; ``is_rounded``: it was read from a number with more digits."""
 
     nano: int
     is_rounded: bool

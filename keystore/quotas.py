@@ -1,10 +1,10 @@
 """What is left of a quota, in a store that may not have been told yet.
 
-The origin says in ``remaining_quota`` what is left in the period that began at ``renewed_at``, as far
-as it has settled usage (``UsageSettlements``). What a store has used itself since, and what its
-processes have taken to spend, is in ``QuotaUse``. In a later period the initial quota is there again,
-whether the origin has said so or not: when a quota renews is a matter of the calendar (UTC), so an
-edge without contact renews it by itself.
+The origin says in ``remaining_quota`` what is left in the period that began at ``renewed_at``, as
+far as it has settled usage (``UsageSettlements``). What a store has used itself since, and what its
+processes have taken to spend, is in ``QuotaUse``. In a later period the initial quota is there
+again, whether the origin has said so or not: when a quota renews is a matter of the calendar (UTC),
+so an edge without contact renews it by itself.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LARGEST_LEASE = 1_000
 """Units that a process takes at once, at most: what a crash may leave unspent until the renewal."""
 SHARE = 16
-"""A process takes no more than one of so many parts of what is left, so that all of it can be spent."""
+"""A process takes one of so many parts of what is left, so that all of it can be spent."""
 
 _Q = sql.named("quotas")
 

@@ -12,11 +12,11 @@ import keystore
 PACKAGE = Path(keystore.__file__).parent
 LAYERS = [
     {"errors", "_version", "failpoint"},
-    {"tokens", "clock", "sql", "tables", "disk", "forks"},
+    {"tokens", "clock", "pricing", "sql", "tables", "disk", "forks"},
     {"models"},
     {"db"},
     {"changelog"},
-    {"migrate", "scope"},
+    {"migrate", "scope", "quotas"},
     {"backup"},
     {"admin"},
     {"store", "legacy", "export"},

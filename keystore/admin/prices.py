@@ -94,21 +94,22 @@ class PriceAdmin(Admin):
         """
         prices = _price(input_per_1k), _price(output_per_1k)
         now = clock.utc_text()
-        begins = models.validated(models.PriceInput, "price", effective_from=effective_from or now)
-        if begins.effective_from < now:
+        wanted = models.validated(models.PriceInput, "price", effective_from=effective_from or now)
+        begins = clock.utc_text(wanted.effective_from.timestamp())
+        if begins < now:
             raise InvalidInputError(
-                f"effective_from {begins.effective_from} is over.",
+                f"effective_from {begins} is over.",
                 hint="A price begins now or later; what was charged before stays explained.",
             )
         with self._write():
             model_id = self._find_near("model", name)
-            self._insert_price(model_id, prices, begins.effective_from)
+            self._insert_price(model_id, prices, begins)
             return self._model(name)
 
-    def models(self, *, provider: str | None = None) -> list[models.Model]:
+    def list_models(self, *, provider: str | None = None) -> list[models.Model]:
         """Return all models, or a provider's, with the price that is in force, by name."""
         with self.file.read():
-            rows = self._query("models", name=None, provider=provider, now=clock.utc_text())
+            rows = self._rows("models", name=None, provider=provider, now=clock.utc_text())
             return [models.Model(**row) for row in rows]
 
     def prices(self, model: str) -> list[models.Price]:
@@ -141,7 +142,9 @@ class PriceAdmin(Admin):
         done = PriceImport()
         now = clock.utc_text()
         with self._write():
-            known = {row["name"]: row for row in self._rows("models", name=None, provider=None, now=now)}
+            known = {
+                row["name"]: row for row in self._rows("models", name=None, provider=None, now=now)
+            }
             for name, said in listed.items():
                 self._import_one(name, said, known.get(name), now, done)
         return done
@@ -153,9 +156,8 @@ class PriceAdmin(Admin):
             if not isinstance(said, dict):
                 raise ValueError("not an object")  # noqa: TRY004, TRY301
             found = models.ModelInput(name=name)
-            provider = said.get("litellm_provider")
             prices = _listed(said, "input"), _listed(said, "output")
-            provider = models.ProviderInput(name=provider).name
+            provider = models.ProviderInput(name=said.get("litellm_provider", "")).name
         except ValueError as error:
             done.skipped.append((name, _why(error)))
             return
@@ -176,8 +178,9 @@ class PriceAdmin(Admin):
             done.repriced += 1
 
     def _insert_model(self, name: str, provider_id: int, prices: tuple[int, int]) -> None:
-        model_id = self._db.table("Models").insert({"name": name, "provider_id": provider_id}).last_pk
-        self._insert_price(int(model_id), prices, clock.utc_text())
+        self._db.table("Models").insert({"name": name, "provider_id": provider_id})
+        model_id = int(db.scalar(self.file.conn, _Q["model_id"], name))
+        self._insert_price(model_id, prices, clock.utc_text())
 
     def _insert_price(self, model_id: int, prices: tuple[int, int], begins: str) -> None:
         self.file.conn.execute(_Q["set_price"], (model_id, *prices, begins))
@@ -206,8 +209,8 @@ class PriceAdmin(Admin):
         row = next(iter(self._rows("models", name=name, provider=None, now=clock.utc_text())))
         return models.Model(**row)
 
-    def _rows(self, name: str, **values: object) -> list[dict[str, Any]]:
-        return list(self._db.query(_Q[name], values))
+    def _rows(self, statement: str, /, **values: object) -> list[dict[str, Any]]:
+        return list(self._db.query(_Q[statement], values))
 
 
 def _price(text: str) -> int:

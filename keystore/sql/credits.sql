@@ -78,3 +78,6 @@ LIMIT :limit;
 INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id)
 VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id)
 RETURNING usage_id;
+
+-- name: key_of_account
+SELECT api_key_id FROM APIKeys WHERE api_key = :key AND account_id = :account_id;
