@@ -25,6 +25,7 @@ _USED = (
     "principal_type",
     "principal_id",
     "account_id",
+    "service_id",
     "amount",
     "request_id",
     "occurred_at",

@@ -31,7 +31,7 @@ from keystore.testing import postgres
 from tests.conftest import NewStore
 
 NEW = "01890a5d-ac96-774b-bcce-b302099a8099"
-ROW = Usage(1, "api_key", 1, 1, 5, None, "2026-11-20 12:00:00", 7)
+ROW = Usage(1, "api_key", 1, 1, None, 5, None, "2026-11-20 12:00:00", 7)
 UNCHANGED = (
     "SELECT relname, relacl::TEXT FROM pg_class WHERE relnamespace = 'keystore'::regnamespace"
     " UNION ALL SELECT attname, attacl::TEXT FROM pg_attribute WHERE attacl IS NOT NULL"

@@ -17,6 +17,7 @@ from keystore.admin.base import Admin
 from keystore.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 
 _Q = sql.named("credits")
+_NAMES = {"provider": _Q["provider_names"], "model": _Q["model_names"]}
 
 
 @dataclass(slots=True)
@@ -193,7 +194,7 @@ class PriceAdmin(Admin):
         """
         found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
         if found is None:
-            names = [row[0] for row in self.file.conn.execute(_Q[f"{kind}_names"])]
+            names = [row[0] for row in self.file.conn.execute(_NAMES[kind])]
             near = get_close_matches(name, names, n=3, cutoff=0.5)
             which = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise NotFoundError(

@@ -183,20 +183,20 @@ SELECT EXISTS (SELECT FROM keystore.usage_log
 
 -- name: create_incoming_usage
 CREATE TEMP TABLE incoming_usage (
-    usage_id BIGINT, principal_type TEXT, principal_id BIGINT, account_id BIGINT, amount BIGINT,
-    request_id TEXT, occurred_at TEXT, nonce BIGINT
+    usage_id BIGINT, principal_type TEXT, principal_id BIGINT, account_id BIGINT, service_id BIGINT,
+    amount BIGINT, request_id TEXT, occurred_at TEXT, nonce BIGINT
 ) ON COMMIT DROP;
 
 -- name: copy_incoming_usage
-COPY pg_temp.incoming_usage (usage_id, principal_type, principal_id, account_id, amount,
+COPY pg_temp.incoming_usage (usage_id, principal_type, principal_id, account_id, service_id, amount,
                              request_id, occurred_at, nonce)
 FROM STDIN (FORMAT BINARY);
 
 -- name: insert_usage
 INSERT INTO keystore.usage_log (store_id, origin_id, usage_id, principal_type, principal_id,
-                                account_id, amount, request_id, occurred_at, nonce)
-SELECT %(store_id)s, %(origin_id)s, usage_id, principal_type, principal_id, account_id, amount,
-       request_id, occurred_at::TIMESTAMPTZ, nonce
+                                account_id, service_id, amount, request_id, occurred_at, nonce)
+SELECT %(store_id)s, %(origin_id)s, usage_id, principal_type, principal_id, account_id,
+       service_id, amount, request_id, occurred_at::TIMESTAMPTZ, nonce
 FROM pg_temp.incoming_usage
 ON CONFLICT (store_id, usage_id, nonce) DO NOTHING;
 

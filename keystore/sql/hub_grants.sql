@@ -33,8 +33,8 @@ GRANT INSERT (store_id, incarnation, token_prefix, schema_version, program_versi
     ON keystore.stores TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON keystore.tombstones, {tables} TO {role};
 GRANT SELECT,
-      INSERT (store_id, origin_id, usage_id, principal_type, principal_id, account_id, amount,
-              request_id, occurred_at, nonce)
+      INSERT (store_id, origin_id, usage_id, principal_type, principal_id, account_id, service_id,
+              amount, request_id, occurred_at, nonce)
     ON keystore.usage_log TO {role};
 -- An origin's id is no replica's.
 DELETE FROM keystore.grants WHERE store_id = {store_id} AND access = 'own';
@@ -50,8 +50,8 @@ GRANT SELECT (store_id, incarnation, token_prefix, schema_version, program_versi
               last_seen_at)
     ON keystore.stores TO {role};
 GRANT SELECT,
-      INSERT (store_id, origin_id, usage_id, principal_type, principal_id, account_id, amount,
-              request_id, occurred_at, nonce)
+      INSERT (store_id, origin_id, usage_id, principal_type, principal_id, account_id, service_id,
+              amount, request_id, occurred_at, nonce)
     ON keystore.usage_log TO {role};
 GRANT SELECT,
       INSERT (store_id, incarnation, origin_id, token, schema_version, program_version,

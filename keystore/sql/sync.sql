@@ -116,7 +116,8 @@ WHERE target_id = :target_id AND pending_token = :token;
 SELECT nonce FROM UsageLog WHERE usage_id = ?;
 
 -- name: usage_after
-SELECT usage_id, principal_type, principal_id, account_id, amount, request_id, occurred_at, nonce
+SELECT usage_id, principal_type, principal_id, account_id, service_id, amount, request_id,
+       occurred_at, nonce
 FROM UsageLog
 WHERE usage_id > :after
 ORDER BY usage_id

@@ -12,7 +12,8 @@ FROM UsageFiles
 WHERE store_id = :store_id;
 
 -- name: usage_rows
-SELECT usage_id, principal_type, principal_id, account_id, amount, request_id, occurred_at, nonce
+SELECT usage_id, principal_type, principal_id, account_id, service_id, amount, request_id,
+       occurred_at, nonce
 FROM UsageLog
 WHERE usage_id BETWEEN :first_usage_id AND :last_usage_id
 ORDER BY usage_id
@@ -45,9 +46,9 @@ WHERE store_id = :store_id AND incarnation = :incarnation AND number = :number;
 
 -- name: add_received
 INSERT INTO ReceivedUsage (store_id, usage_id, nonce, principal_type, principal_id, account_id,
-                           amount, request_id, occurred_at)
+                           service_id, amount, request_id, occurred_at)
 VALUES (:store_id, :usage_id, :nonce, :principal_type, :principal_id, :account_id,
-        :amount, :request_id, :occurred_at)
+        :service_id, :amount, :request_id, :occurred_at)
 ON CONFLICT (store_id, usage_id, nonce) DO NOTHING;
 
 -- name: missing_numbers

@@ -24,7 +24,7 @@ from keystore.sync.protocols import CheckIn, Origin, Pull, Revocation, TargetSta
 from keystore.tables import BY_NAME, TRACKED, Table
 
 _Q = sql.named("hub")
-_USAGE_TYPES = ("int8", "text", "int8", "int8", "int8", "text", "text", "int8")
+_USAGE_TYPES = ("int8", "text", "int8", "int8", "int8", "int8", "text", "text", "int8")
 
 
 class PostgresHub(HubConnection):
@@ -170,6 +170,7 @@ class PostgresHub(HubConnection):
                     usage.principal_type,
                     usage.principal_id,
                     usage.account_id,
+                    usage.service_id,
                     usage.amount,
                     usage.request_id,
                     usage.occurred_at,

@@ -173,6 +173,7 @@ class Usage:
     principal_type: str
     principal_id: int
     account_id: int | None
+    service_id: int | None
     amount: int
     request_id: str | None
     occurred_at: str

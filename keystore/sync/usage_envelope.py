@@ -106,6 +106,8 @@ class Row(_Signed):
     request_id: Annotated[str, AfterValidator(_without_nul)] | None
     occurred_at: Annotated[str, AfterValidator(_time)]
     nonce: Annotated[int, _INT64]
+    # left out where there is none, as in the files of earlier versions
+    service_id: Annotated[int, _INT64] | None = None
 
 
 class Enrolment(_Signed):

@@ -259,8 +259,15 @@ def _lines(origin_id: str, note: UsageFile, rows: Sequence[tuple[Any, ...]]) -> 
         last_usage_id=note.last_usage_id,
         count=len(rows),
     )
-    named = (dict(zip(_COLUMNS, row, strict=True)) for row in rows)
+    named = map(_named, rows)
     return b"".join(map(envelope.line, (header.model_dump(), *named)))
+
+
+def _named(row: tuple[Any, ...]) -> dict[str, Any]:
+    found = dict(zip(_COLUMNS, row, strict=True))
+    if found["service_id"] is None:
+        del found["service_id"]  # the digest of a file that an earlier version wrote stays
+    return found
 
 
 def _digest(lines: bytes) -> str:
