@@ -181,6 +181,10 @@ CREATE TABLE APIKeyServiceQuotas (
     UNIQUE (api_key_id, service_id)
 );
 CREATE INDEX idx_apikeyservicequotas_service_id ON APIKeyServiceQuotas (service_id);
+CREATE INDEX idx_apikeyservicequotas_used ON APIKeyServiceQuotas (renewal, renewed_at)
+    WHERE remaining_quota < initial_quota;
+CREATE INDEX idx_apikeyservicequotas_used_up ON APIKeyServiceQuotas (api_key_id)
+    WHERE remaining_quota = 0;
 
 -- What keys that are issued on a plan get.
 CREATE TABLE PlanServiceQuotas (

@@ -7,6 +7,7 @@ again, whether the origin has said so or not: when a quota renews is a matter of
 so an edge without contact renews it by itself.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,8 +79,8 @@ def lease(
 ) -> tuple[int, Left] | None:
     """Take at least ``units`` of a quota, if there are so many; else none.
 
-    Returns what was taken, and what is left after that; ``None``: there is no such quota. Part of the
-    caller's write transaction.
+    Returns what was taken, and what is left after that; ``None``: there is no such quota. Part of
+    the caller's write transaction.
     """
     found = left(conn, quota_id, store_id, now)
     if found is None:
@@ -99,3 +100,42 @@ def spend(conn: "sqlite3.Connection", quota_id: int, units: int, period: str) ->
 def give_back(conn: "sqlite3.Connection", quota_id: int, units: int, period: str) -> None:
     """Give back leased units that were not spent, if their period lasts."""
     conn.execute(_Q["give_back"], {"quota_id": quota_id, "units": units, "period": period})
+
+
+class Consumed(NamedTuple):
+    """Units of a service that a key has used in the hour that begins at ``hour``, UTC text."""
+
+    api_key_id: int
+    service_id: int
+    hour: str
+    amount: int
+
+
+def settle_own(conn: "sqlite3.Connection", store_id: str, now: float) -> None:
+    """At an origin: deduct what was used here. Part of the caller's write transaction."""
+    (head,) = conn.execute(_Q["usage_head"]).fetchone()
+    (settled,) = conn.execute(_Q["settled"], (store_id,)).fetchone()
+    rows = [Consumed(*row) for row in conn.execute(_Q["own_use"], (settled, head))]
+    settle(conn, store_id, head, rows, now)
+
+
+def settle(
+    conn: "sqlite3.Connection",
+    store_id: str,
+    up_to: int,
+    rows: Iterable[Consumed],
+    now: float,
+) -> None:
+    """At an origin: deduct what a store has used, up to a row of its UsageLog.
+
+    Renews what is due first, and sets and lifts the status ``exhausted`` of the keys. Part of the
+    caller's write transaction.
+    """
+    for renewal in ("daily", "monthly"):
+        conn.execute(_Q["renew"], {"renewal": renewal, "period": period_of(renewal, now, "")})
+    for row in rows:
+        conn.execute(_Q["deduct"], row._asdict())
+    if up_to:
+        conn.execute(_Q["note_settled"], {"replica_id": store_id, "usage_id": up_to})
+    conn.execute(_Q["lift_exhausted"])
+    conn.execute(_Q["set_exhausted"])

@@ -39,3 +39,59 @@ WHERE quota_id = :quota_id;
 -- name: give_back
 UPDATE QuotaUse SET leased = max(0, leased - :units)
 WHERE quota_id = :quota_id AND period = :period;
+
+-- name: usage_head
+SELECT coalesce(max(usage_id), 0) FROM UsageLog;
+
+-- name: settled
+SELECT coalesce((SELECT usage_id FROM UsageSettlements WHERE replica_id = ?), 0);
+
+-- name: own_use
+SELECT principal_id, service_id, substr(occurred_at, 1, 13) || ':00:00', sum(amount)
+FROM UsageLog
+WHERE usage_id > ? AND usage_id <= ? AND principal_type = 'api_key' AND service_id IS NOT NULL
+GROUP BY 1, 2, 3;
+
+-- name: renew
+-- What nobody has used needs no renewal: it would be a change of every row, every day.
+UPDATE APIKeyServiceQuotas SET
+    remaining_quota = initial_quota,
+    renewed_at = :period,
+    updated_at = CURRENT_TIMESTAMP
+WHERE renewal = :renewal AND renewed_at < :period AND remaining_quota < initial_quota;
+
+-- name: deduct
+-- (of an hour that a renewal lies in, all counts: rather too much than too little)
+UPDATE APIKeyServiceQuotas SET
+    remaining_quota = max(0, remaining_quota - :amount),
+    updated_at = CURRENT_TIMESTAMP
+WHERE api_key_id = :api_key_id AND service_id = :service_id
+  AND :hour >= substr(renewed_at, 1, 13) || ':00:00';
+
+-- name: note_settled
+INSERT INTO UsageSettlements (replica_id, usage_id) VALUES (:replica_id, :usage_id)
+ON CONFLICT (replica_id) DO UPDATE SET
+    usage_id = excluded.usage_id,
+    updated_at = CURRENT_TIMESTAMP
+WHERE usage_id < excluded.usage_id;
+
+-- name: set_exhausted
+-- All quotas of the key are used up, and none is to be renewed by now.
+UPDATE APIKeys SET
+    status = 'exhausted',
+    status_reason = 'all quotas are used up',
+    updated_at = CURRENT_TIMESTAMP
+WHERE status = 'assigned'
+  AND api_key_id IN (SELECT api_key_id FROM APIKeyServiceQuotas WHERE remaining_quota = 0)
+  AND NOT EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+                  WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0)
+  AND EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'exhausted');
+
+-- name: lift_exhausted
+UPDATE APIKeys SET
+    status = 'assigned',
+    status_reason = 'a quota is there again',
+    updated_at = CURRENT_TIMESTAMP
+WHERE status = 'exhausted'
+  AND EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+              WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0);

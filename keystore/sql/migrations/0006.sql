@@ -24,6 +24,10 @@ CREATE TABLE APIKeyServiceQuotas (
     UNIQUE (api_key_id, service_id)
 );
 CREATE INDEX idx_apikeyservicequotas_service_id ON APIKeyServiceQuotas (service_id);
+CREATE INDEX idx_apikeyservicequotas_used ON APIKeyServiceQuotas (renewal, renewed_at)
+    WHERE remaining_quota < initial_quota;
+CREATE INDEX idx_apikeyservicequotas_used_up ON APIKeyServiceQuotas (api_key_id)
+    WHERE remaining_quota = 0;
 
 INSERT INTO APIKeyServiceQuotas (quota_id, api_key_id, service_id, initial_quota, remaining_quota, renewal,
                                  renewed_at, created_at, updated_at)
