@@ -75,9 +75,9 @@ def left(conn: "sqlite3.Connection", quota_id: int, store_id: str, now: float) -
 
 
 def lease(
-    conn: "sqlite3.Connection", quota_id: int, store_id: str, now: float, units: int
+    conn: "sqlite3.Connection", quota_id: int, store_id: str, now: float, units: int, most: int
 ) -> tuple[int, Left] | None:
-    """Take at least ``units`` of a quota, if there are so many; else none.
+    """Take at least ``units`` of a quota, if there are so many, and up to ``most``; else none.
 
     Returns what was taken, and what is left after that; ``None``: there is no such quota. Part of
     the caller's write transaction.
@@ -87,7 +87,7 @@ def lease(
         return None
     if found.remaining < units:
         return 0, found
-    taken = max(units, min(LARGEST_LEASE, found.remaining // SHARE))
+    taken = max(units, min(most, found.remaining // SHARE))
     conn.execute(_Q["lease"], (taken, quota_id))
     return taken, found._replace(remaining=found.remaining - taken)
 
