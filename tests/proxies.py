@@ -214,6 +214,11 @@ class App(ThreadingHTTPServer):
         """Where it listens."""
         return self.server_port
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Let a proxy drop its connection, as killed ones do."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 @contextmanager
 def app() -> Iterator[App]:
@@ -241,7 +246,7 @@ def proxy(kind: Kind, folder: Path, checker: int, app: int, more: str = "") -> I
     user = "user root;" if os.geteuid() == 0 else ""  # tests' folders are for their owner only
     (folder / "main.conf").write_text(_NGINX.format(folder=folder, user=user, more=more))
     url = f"http://127.0.0.1:{port}"
-    with running(kind.command(kind.program, folder), f"{url}/public/", folder):
+    with running(kind.command(kind.program, folder), f"{url}/public/", folder, 400):
         yield url
 
 
