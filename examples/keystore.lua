@@ -1,7 +1,8 @@
 -- An action for HAProxy: `http-request lua.keystore PATH` asks `keystore serve` whether a request
 -- may pass. If so, it sets txn.keystore_allowed and the identity headers; if not, it answers.
 local CHECKER = "http://127.0.0.1:8080"
-local TIMEOUT_MILLISECONDS = 1000
+-- Of each of the four attempts that HAProxy makes.
+local TIMEOUT_MILLISECONDS = 250
 
 -- Of one message only, or written by HAProxy itself.
 local OWN = {["connection"] = true, ["content-length"] = true, ["keep-alive"] = true,

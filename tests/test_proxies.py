@@ -82,11 +82,12 @@ def site(
         assert [item for item in examine(made.store.file) if item.severity == "error"] == []
 
 
-def reason_of(answer: Answer) -> str:
+def reason_of(answer: Answer) -> str | None:
     assert answer.headers["content-type"] == "application/problem+json"
     problem = json.loads(answer.body)
     assert problem["status"] == answer.status
-    return str(problem["reason"])
+    reason: str | None = problem.get("reason")
+    return reason
 
 
 @pytest.mark.parametrize("path", ["/", "/a/b?c=d", "/search/x?service=other&cost=0"])
@@ -155,8 +156,12 @@ def test_a_key_bound_to_a_network_passes_from_there_only(
     site: Site, forged: tuple[tuple[str, str], ...]
 ) -> None:
     bound = site.key("free", f"{HERE}/32", "127.0.0.1/32")
-    assert site.ask("/", bound, *forged, source=HERE).status == 200
+    allowed = site.ask("/", bound, *forged, source=HERE)
     answer = site.refuses("/", bound, *forged, source=ELSEWHERE)
+    if site.kind.name == "envoy" and forged and forged[0][0] == "Connection":
+        assert (allowed.status, answer.status) == (400, 400)
+        return
+    assert allowed.status == 200
     assert (answer.status, reason_of(answer)) == (403, "network")
 
 
@@ -175,8 +180,6 @@ def test_a_used_up_rate_is_429_and_says_when_to_come_again(site: Site) -> None:
 def test_no_identity_of_a_clients_own_reaches_the_application(
     site: Site, path: str, forged: tuple[tuple[str, str], ...]
 ) -> None:
-    if (site.kind.name, path, forged) == ("traefik", "/public/x", UNDERSCORED):
-        pytest.skip("Traefik takes headers away by their exact names only; the docs say so")
     answer = site.ask(path, site.key(service="search"), *forged)
     assert answer.status == 200
     assert "forged" not in answer.arrived.values()
@@ -189,6 +192,9 @@ def test_no_identity_of_a_clients_own_reaches_the_application(
 def test_a_header_cannot_be_taken_away_as_one_for_the_connection(site: Site) -> None:
     names = ", ".join(f"X-Auth-{name}" for name in NAMES)
     answer = site.ask("/", site.key(), ("Connection", f"close, {names}"), *FORGED)
+    if site.kind.name == "envoy":
+        assert answer.status == 400
+        return
     assert answer.status == 200
     assert answer.arrived["x-auth-account"] == "free@example.org"
     assert "forged" not in answer.arrived.values()
@@ -269,8 +275,6 @@ def test_a_checker_that_was_killed_allows_nobody_until_it_is_back(site: Site) ->
             answer = site.refuses(path, token)
             if site.kind.name == "traefik":
                 assert answer.status == 500
-            elif site.kind.name == "envoy":
-                assert answer.status == 503
             else:
                 assert (answer.status, answer.headers["retry-after"]) == (503, "5")
         assert site.ask("/public/x", None).status == 200
@@ -313,8 +317,9 @@ def test_a_stale_replica_is_503_and_no_401(site: Site) -> None:
     try:
         site.checker.up(replica)
         answer = site.refuses("/", token)
-        assert (answer.status, reason_of(answer)) == (503, "stale")
-        assert answer.headers["retry-after"] == "5"
+        # (Envoy writes a 503 anew)
+        assert reason_of(answer) == (None if site.kind.name == "envoy" else "stale")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5")
         assert site.refuses("/", revoked).status == 401
     finally:
         site.checker.kill()
