@@ -178,8 +178,6 @@ class _Echo(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_anything
-
     def _read_past(self) -> int:
         if self.headers["Transfer-Encoding"] is None:
             return self._skip(int(self.headers["Content-Length"] or 0))
@@ -198,6 +196,10 @@ class _Echo(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+for _method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+    setattr(_Echo, f"do_{_method}", _Echo.do_anything)
 
 
 class App(ThreadingHTTPServer):

@@ -26,6 +26,12 @@ NAMES = (
 )
 FORGED = tuple((f"X-Auth-{name.title()}", "forged") for name in NAMES)
 UNDERSCORED = (("X_Auth_Account", "forged"), ("x-auth_key", "forged"), ("X_AUTH-PLAN", "forged"))
+USAGE = """
+SELECT k.api_key, sum(u.amount)
+FROM UsageLog AS u
+JOIN APIKeys AS k ON u.principal_type = 'api_key' AND k.api_key_id = u.principal_id
+GROUP BY k.api_key
+"""
 HERE, ELSEWHERE = "127.0.0.2", "127.0.0.3"
 
 
@@ -53,6 +59,10 @@ class Site:
         """Return the token of a new key."""
         quotas = {service: 1_000_000} if service else None
         return self.store.issue_key(f"{plan}@example.org", networks=networks, quotas=quotas).token
+
+    def usage(self) -> dict[str, int]:
+        """What is in the UsageLog for each key, by its UUID."""
+        return dict(self.store.file.conn.execute(USAGE))
 
     def ask(self, path: str, token: str | None, *headers: tuple[str, str], **more: str) -> Answer:
         """Ask the proxy."""
@@ -302,6 +312,19 @@ def test_what_is_revoked_is_denied_by_the_next_request(site: Site) -> None:
         assert site.ask("/", token).status == 200
         site.store.revoke_key(token)
         assert site.refuses("/", token).status == 401
+
+
+def test_each_request_that_passes_is_counted_once_and_no_other(site: Site) -> None:
+    tokens = [site.key() for _ in range(3)]
+    for index in range(30):
+        method = ("GET", "POST", "HEAD")[index // 3 % 3]
+        site.ask("/x", tokens[index % 3], ("Content-Length", "0"), method=method)
+    site.ask("/search/x", tokens[0])
+    site.ask("/public/x", tokens[0])
+    site.checker.end()
+    site.checker.up(site.path)
+    usage = site.usage()
+    assert [usage[site.store.key(token).api_key] for token in tokens] == [10, 10, 10]
 
 
 def test_a_stale_replica_is_503_and_no_401(site: Site) -> None:
