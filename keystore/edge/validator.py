@@ -85,6 +85,8 @@ class Validator(db.Closing):
         self._fast_from = self._slow_at = -inf
         self._answers = self._cache.answers
         self._uses, self._room = self._usage.uses, 0
+        self.slow_checks = 0
+        """How many checks took the slow way."""
         forks.tell(self)
 
     def close(self) -> None:
@@ -181,6 +183,11 @@ class Validator(db.Closing):
         """How many metered checks are counted and not yet flushed."""
         return self._usage.pending
 
+    @property
+    def cached(self) -> int:
+        """How many tokens are remembered."""
+        return len(self._cache)
+
     def freshness(self) -> Freshness | None:
         """How current the data are; ``None`` for a replica that has never synced.
 
@@ -244,6 +251,7 @@ class Validator(db.Closing):
             raise ValueError(msg)
         with self._lock:
             forks.refuse_inherited(self._file)
+            self.slow_checks += 1
             try:
                 with self._file.errors():
                     decision = self._decide(token, service, cost, ip)
@@ -348,9 +356,9 @@ class Validator(db.Closing):
                 )
                 for _ in range(2)
             )
-            if file.info().origin_id != self._info.origin_id:
+            if (origin_id := file.info().origin_id) != self._info.origin_id:
                 self._usage.flush()  # another origin's ids: what was counted is the old file's
-                self._rates.clear()
+                self._rates.clear(origin_id)
             on_failure.pop_all()
         self._cache.clear()
         self._commits = Commits(file)

@@ -4,6 +4,7 @@
 ``/check``                       may this key pass?
 ``/services/NAME/check``         may it be used for this service?
 ``/nginx/…`` before either       the same, for nginx's auth_request
+``POST /v2/keys.verifyKey``      what Unkey's clients ask (:mod:`keystore.http.unkey`)
 ===============================  ==================================================
 
 Any method, and any path below: Envoy appends the client's. What is asked for stands in the path,
@@ -107,7 +108,11 @@ def respond(checker: Checker, request: Request, settings: Settings = _DEFAULT) -
     """Answer one request."""
     asked = _asked(request.target.partition("?")[0])
     if asked is None:
-        return _NOT_FOUND
+        if not wants_body(request.method, request.target):
+            return _NOT_FOUND
+        from keystore.http.unkey import verify  # pydantic, for those who need it
+
+        return verify(checker, request.body, client_of(request, settings))
     is_nginx, service = asked
     token = token_of(request, settings)
     if token is None:
