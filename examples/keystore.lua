@@ -1,6 +1,7 @@
 -- An action for HAProxy: `http-request lua.keystore PATH` asks `keystore serve` whether a request
 -- may pass. If so, it sets txn.keystore_allowed and the identity headers; if not, it answers.
 local CHECKER = "http://127.0.0.1:8080"
+local SOCKET = nil  -- or "unix@/run/keystore/check.sock"
 -- Of each of the four attempts that HAProxy makes.
 local TIMEOUT_MILLISECONDS = 250
 
@@ -25,7 +26,7 @@ core.register_action("keystore", {"http-req"}, function(txn, path)
         end
     end
     local answer = core.httpclient():get{
-        url = CHECKER .. path, headers = headers, timeout = TIMEOUT_MILLISECONDS}
+        url = CHECKER .. path, dst = SOCKET, headers = headers, timeout = TIMEOUT_MILLISECONDS}
 
     if answer.status == 200 then
         for name, values in pairs(answer.headers) do

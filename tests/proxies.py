@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,6 +56,8 @@ class Kind:
     """How the first file says port 80."""
     listens_here: str
     """How it says another one, on loopback: with ``{port}``."""
+    asks: tuple[str, str] | None
+    """How it names the checker's address, and how a Unix socket, ``{path}``; if it can."""
     command: Callable[[str, Path], list[str]]
     install: str
 
@@ -71,6 +73,7 @@ KINDS = (
         ("nginx.conf",),
         "listen 80;",
         "listen 127.0.0.1:{port};",
+        ("server 127.0.0.1:8080;", "server unix:{path};"),
         lambda found, at: [found, "-p", str(at), "-e", f"{at}/error.log", "-c", f"{at}/main.conf"],
         "the system's package",
     ),
@@ -79,6 +82,7 @@ KINDS = (
         ("Caddyfile",),
         ":80 {",
         "{{\n\tadmin off\n}}\n\nhttp://127.0.0.1:{port} {{",
+        ("127.0.0.1:8080", "unix/{path}"),
         lambda found, at: [found, "run", "--config", f"{at}/Caddyfile"],
         "the system's package",
     ),
@@ -87,6 +91,7 @@ KINDS = (
         ("haproxy.cfg", "keystore.lua"),
         "bind :80",
         "bind 127.0.0.1:{port}",
+        ("local SOCKET = nil", 'local SOCKET = "unix@{path}"'),
         lambda found, at: [found, "-db", "-f", f"{at}/haproxy.cfg"],
         "the system's package",
     ),
@@ -95,6 +100,10 @@ KINDS = (
         ("envoy.yaml",),
         "address: 0.0.0.0, port_value: 80}",
         "address: 127.0.0.1, port_value: {port}}}",
+        (
+            "socket_address: {address: 127.0.0.1, port_value: 8080}",
+            "pipe: {{path: {path}}}",
+        ),
         lambda found, at: [
             *(found, "-c", f"{at}/envoy.yaml", "--concurrency", "1"),
             *("--disable-hot-restart", "--log-level", "warn"),
@@ -106,20 +115,22 @@ KINDS = (
         ("traefik.yaml", "traefik-keystore.yaml"),
         'address: ":80"',
         'address: "127.0.0.1:{port}"',
+        None,
         lambda found, at: [found, f"--configFile={at}/traefik.yaml"],
         "make proxies",
     ),
 )
 
 
-def configure(kind: Kind, folder: Path, ports: Sequence[int]) -> None:
+def configure(kind: Kind, folder: Path, port: int, checker: int | Path, app: int) -> None:
     """Write a proxy's configuration for this machine: the example's, with other addresses."""
-    port, checker, app = map(str, ports)
     for name in kind.files:
         text = (EXAMPLES / name).read_text()
         if name == kind.files[0]:
             assert text.count(kind.listens) == 1
             text = text.replace(kind.listens, kind.listens_here.format(port=port))
+        if isinstance(checker, Path) and kind.asks is not None:
+            text = text.replace(kind.asks[0], kind.asks[1].format(path=checker))
         text = text.replace("127.0.0.1:8080", f"127.0.0.1:{checker}")
         text = text.replace("127.0.0.1:9000", f"127.0.0.1:{app}")
         text = text.replace("port_value: 8080", f"port_value: {checker}")
@@ -130,22 +141,19 @@ def configure(kind: Kind, folder: Path, ports: Sequence[int]) -> None:
 
 
 class Checker:
-    """`keystore serve` on one port, as a process that comes and goes."""
+    """`keystore serve` on one port or Unix socket, as a process that comes and goes."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, folder: Path, at: int | Path) -> None:
+        self.folder, self.at = folder, at
         folder.mkdir(exist_ok=True)
         self._stack = ExitStack()
 
-    def up(self, path: Path, *options: str) -> None:
-        """Start it on a store."""
-        command = [sys.executable, "-m", "keystore", "serve", "--db", str(path)]
-        self.process = self._stack.enter_context(
-            running(
-                [*command, "--port", str(self.port), *options], f"{self.url}/check", self.folder
-            )
-        )
+    def up(self, path: Path, *options: str, seen_at: str | None = None) -> None:
+        """Start it on a store; it is up when ``seen_at``, or else it, does not answer 5xx."""
+        listens = ["--port", str(self.at)] if isinstance(self.at, int) else ["--unix", str(self.at)]
+        command = [sys.executable, "-m", "keystore", "serve", "--db", str(path), *listens]
+        url = seen_at or f"http://127.0.0.1:{self.at}/check"
+        self.process = self._stack.enter_context(running([*command, *options], url, self.folder))
 
     def kill(self) -> None:
         """End it without a chance to say anything."""
@@ -236,15 +244,15 @@ def app() -> Iterator[App]:
 
 
 @contextmanager
-def proxy(kind: Kind, folder: Path, checker: int, app: int, more: str = "") -> Iterator[str]:
-    """Run a proxy until the block ends, and yield its URL. The checker must be up, and the app.
+def proxy(kind: Kind, folder: Path, checker: int | Path, app: int, more: str = "") -> Iterator[str]:
+    """Run a proxy until the block ends, and yield its URL. The application must be up.
 
-    ``more`` goes into nginx's http block.
+    ``checker`` is a port or a socket; ``more`` goes into nginx's http block.
     """
     assert kind.program is not None
     folder.mkdir()
     (port,) = free_ports(1)
-    configure(kind, folder, (port, checker, app))
+    configure(kind, folder, port, checker, app)
     user = "user root;" if os.geteuid() == 0 else ""  # tests' folders are for their owner only
     (folder / "main.conf").write_text(_NGINX.format(folder=folder, user=user, more=more))
     url = f"http://127.0.0.1:{port}"

@@ -45,7 +45,7 @@ def test_usage_per_client_is_what_the_access_log_says(store: Store, tmp_path: Pa
     tokens = {client: store.issue_key("ada@example.org", label=client).token for client in expected}
     checks, application = free_ports(2)
     checker = Checker(tmp_path / "checker", checks)
-    checker.up(store.file.path)
+    checker.up(store.file.path, "--workers", "2")
     try:
         more = APPLICATION.format(port=application)
         with proxy(NGINX, tmp_path / "nginx", checks, application, more) as url:
