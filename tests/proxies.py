@@ -129,11 +129,13 @@ def configure(kind: Kind, folder: Path, port: int, checker: int | Path, app: int
         if name == kind.files[0]:
             assert text.count(kind.listens) == 1
             text = text.replace(kind.listens, kind.listens_here.format(port=port))
-        if isinstance(checker, Path) and kind.asks is not None:
+        if isinstance(checker, Path):
+            assert kind.asks is not None
             text = text.replace(kind.asks[0], kind.asks[1].format(path=checker))
-        text = text.replace("127.0.0.1:8080", f"127.0.0.1:{checker}")
+        else:
+            text = text.replace("127.0.0.1:8080", f"127.0.0.1:{checker}")
+            text = text.replace("port_value: 8080", f"port_value: {checker}")
         text = text.replace("127.0.0.1:9000", f"127.0.0.1:{app}")
-        text = text.replace("port_value: 8080", f"port_value: {checker}")
         text = text.replace("port_value: 9000", f"port_value: {app}")
         text = text.replace("/etc/haproxy/keystore.lua", f"{folder}/keystore.lua")
         text = text.replace("/etc/traefik/keystore.yaml", f"{folder}/traefik-keystore.yaml")
