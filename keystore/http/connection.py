@@ -11,6 +11,7 @@ characters and NUL anywhere.
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import cache
 from http import HTTPStatus
@@ -18,14 +19,28 @@ from typing import Any
 
 from keystore.errors import UnsupportedTargetError
 from keystore.http import voice
-from keystore.http.check import Checker, Request, Response, Settings, respond, wants_body
-from keystore.http.counts import CONNECTIONS, CountedChecker, Counts, status_number
+from keystore.http.check import (
+    MAX_BODY_BYTES,
+    Checker,
+    Request,
+    Response,
+    Settings,
+    respond,
+    wants_body,
+)
+from keystore.http.counts import (
+    BOUNDS_NS,
+    CONNECTIONS,
+    LATENCY,
+    LATENCY_SUM_NS,
+    CountedChecker,
+    Counts,
+    status_number,
+)
 
 MAX_HEADER_BYTES = 65_536
 MAX_FIELDS = 128
 MAX_TARGET_BYTES = 16_384
-MAX_BODY_BYTES = 65_536
-"""Of the bodies that an answer depends on; others have no limit."""
 HEADER_SECONDS = 10.0
 """How long a client may take for the headers of a request, and before its first one."""
 IDLE_SECONDS = 75.0
@@ -35,7 +50,6 @@ _LINGER_BYTES = 1 << 20
 """How much is read past after a refusal, which a client that is still writing would not see."""
 _SPARE_CONNECTIONS = 64
 """Past the cap, so many at once are told so; any further ones are cut without a word."""
-_MOST_ANSWERS = 4096
 
 _KEPT = {
     name.encode(): name
@@ -50,6 +64,9 @@ _KEPT = {
     )
 }
 _CREDENTIALS = {"authorization", "x-api-key"}
+_clock = time.perf_counter_ns
+_OK = HTTPStatus.OK
+_OK_AT = status_number(_OK)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _KINDS = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -89,9 +106,9 @@ class Service:
     ) -> None:
         self.checker: Checker = CountedChecker(checker, counts)
         self.settings, self.counts, self.pages, self.most = settings, counts, pages or {}, most
+        self.row = counts.row
         self.connections: set[Connection] = set()
         self.is_ending = False
-        self._answers: dict[int, tuple[Response, bytes, int]] = {}
         self.sweep()
 
     def sweep(self) -> None:
@@ -101,7 +118,7 @@ class Service:
         self.linger_due = now + LINGER_SECONDS
         for connection in [one for one in self.connections if one.due <= now]:
             connection.time_out()
-        self.counts.row[CONNECTIONS] = len(self.connections)
+        self.row[CONNECTIONS] = len(self.connections)
 
     def end(self) -> None:
         """Close what waits for a request; what is under way is answered, and closed then."""
@@ -113,17 +130,6 @@ class Service:
         """Close all connections at once."""
         for connection in tuple(self.connections):
             connection.abort()
-
-    def remember(self, response: Response) -> tuple[Response, bytes, int]:
-        """Return the bytes of a response, written out once as long as it is the same object."""
-        known = self._answers.get(id(response))
-        if known is None or known[0] is not response:
-            if len(self._answers) >= _MOST_ANSWERS:
-                self._answers.clear()
-            written = serialized(response, keep_alive=True, is_head=False)
-            known = response, written, status_number(response.status)
-            self._answers[id(response)] = known
-        return known
 
     def report(self, error: BaseException | None) -> None:
         """Say on standard error what went wrong, and where; never with what a client has sent."""
@@ -154,6 +160,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_peer",
         "_refusal",
+        "_row",
         "_service",
         "_size",
         "_target",
@@ -165,6 +172,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._row = service.row
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: Any = None
         self._peer: str | None = None
@@ -213,7 +221,7 @@ class Connection(asyncio.Protocol):
             if self._unparsed > _LINGER_BYTES:
                 self.abort()
             return
-        started = time.perf_counter_ns()
+        started = _clock()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -225,7 +233,10 @@ class Connection(asyncio.Protocol):
             self._fail(error)
         out = self._out
         if out:
-            self._service.counts.answered(time.perf_counter_ns() - started, len(out))
+            # (not a function: this is done for every request)
+            row, elapsed = self._row, _clock() - started
+            row[LATENCY + bisect_left(BOUNDS_NS, elapsed)] += len(out)
+            row[LATENCY_SUM_NS] += elapsed * len(out)
             self._flush()
         else:
             self._wait(len(data))
@@ -262,7 +273,7 @@ class Connection(asyncio.Protocol):
         self._is_moving = True
         if self._wants_body is None:
             method = self._parser.get_method().decode("latin-1")
-            self._wants_body = wants_body(method, self._path())
+            self._wants_body = wants_body(method, _path(self._target.decode("latin-1")))
         if self._wants_body:
             self._body += body
             if len(self._body) > MAX_BODY_BYTES:
@@ -272,22 +283,30 @@ class Connection(asyncio.Protocol):
         if self._is_last:
             return  # behind "Connection: close"
         service, parser = self._service, self._parser
-        target, method = self._path(), parser.get_method().decode("latin-1")
-        page = service.pages.get(target.partition("?")[0])
+        target, method = self._target.decode("latin-1"), parser.get_method().decode("latin-1")
+        if not target.startswith("/"):
+            target = _path(target)
+        page = service.pages.get(target if "?" not in target else target.partition("?")[0])
         if page is not None:
             response = page()
         else:
             body = bytes(self._body) if self._wants_body else b""
             request = Request(method, target, self._headers, self._peer, body)
             response = respond(service.checker, request, service.settings)
-        known = service.remember(response)
-        service.counts.row[known[2]] += 1
-        if parser.should_keep_alive() and not service.is_ending:
-            is_head = method == "HEAD"
-            answer = serialized(response, keep_alive=True, is_head=True) if is_head else known[1]
+        status = response.status
+        if status is _OK:  # (the hash of a status takes as long as all this)
+            self._row[_OK_AT] += 1
         else:
-            self._is_last = True
-            answer = serialized(response, keep_alive=False, is_head=method == "HEAD")
+            self._row[status_number(status)] += 1
+        keep_alive = parser.should_keep_alive() and not service.is_ending
+        self._is_last = not keep_alive
+        if method == "HEAD":
+            answer = serialized(response, keep_alive=keep_alive, is_head=True)
+        else:
+            wire = response.wire.get(keep_alive)
+            if wire is None:
+                wire = response.wire[keep_alive] = serialized(response, keep_alive=keep_alive)
+            answer = wire
         self._out.append(answer)
         if self._wants_body is not None:
             self._body, self._wants_body = bytearray(), None
@@ -313,15 +332,6 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
-
-    def _path(self) -> str:
-        """Return the target; of an absolute one, what is behind the host."""
-        target = self._target.decode("latin-1")
-        if target.startswith("/") or "://" not in target:
-            return target
-        rest = target.partition("://")[2]
-        slash = rest.partition("?")[0].find("/")
-        return rest[slash:] if slash >= 0 else "/"
 
     def _flush(self) -> None:
         """Send the answers; all of a batch in one write."""
@@ -373,7 +383,7 @@ class Connection(asyncio.Protocol):
         self._refusal, self._is_last = status, True
         if status in _KINDS:
             self._service.counts.refused(_KINDS[status])
-        self._service.counts.row[status_number(status)] += 1
+        self._service.row[status_number(status)] += 1
         self._out.append(serialized(Response(status, headers, b""), keep_alive=False))
 
 
@@ -385,6 +395,15 @@ def serialized(response: Response, *, keep_alive: bool, is_head: bool = False) -
     lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
     head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
     return head if is_head else head + response.body
+
+
+def _path(target: str) -> str:
+    """Return a target as it is; of an absolute one, what is behind the host."""
+    if target.startswith("/") or "://" not in target:
+        return target
+    rest = target.partition("://")[2]
+    slash = rest.partition("?")[0].find("/")
+    return rest[slash:] if slash >= 0 else "/"
 
 
 @cache

@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from keystore.edge import Reason, Validator
 from keystore.http import sockets
-from keystore.http.check import RETRY_AFTER_SECONDS, Response, Settings
+from keystore.http.answers import RETRY_AFTER_SECONDS, Response
+from keystore.http.check import Settings
 from keystore.http.connection import Connection, Service
 from keystore.http.counts import CACHED, PENDING, SLOW_CHECKS, Counts
 from keystore.http.health import Health
@@ -25,6 +27,8 @@ FLUSH_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
 GRACE_SECONDS = 2.0
 """How long a client may take for what it has begun, and to read its last answers, at the end."""
+_COLLECT_AFTER = 20_000
+"""New objects between two collections; the requests themselves make no cycles."""
 _MOST_CONNECTIONS = 10_000
 _OTHER_FILES = 64
 """Descriptors that are kept for other things than connections."""
@@ -85,6 +89,10 @@ def serve_on(
         from uvloop import new_event_loop as factory
     pages = _pages(counts, Health(validator, path))
     service = Service(validator, settings, counts, pages, _most_connections())
+    # What is there now stays: the collector need not look through it in the middle of a check.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_serve(sock, validator, service, on_ready, flush_seconds, until))
 
