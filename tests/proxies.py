@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +33,6 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     include {folder}/nginx.conf;
-    {more}
 }}
 """
 
@@ -122,10 +121,19 @@ KINDS = (
 )
 
 
-def configure(kind: Kind, folder: Path, port: int, checker: int | Path, app: int) -> None:
+def configure(
+    kind: Kind,
+    folder: Path,
+    port: int,
+    checker: int | Path,
+    app: int,
+    edits: Mapping[str, str],
+) -> None:
     """Write a proxy's configuration for this machine: the example's, with other addresses."""
     for name in kind.files:
         text = (EXAMPLES / name).read_text()
+        for old, new in edits.items():
+            text = text.replace(old, new)
         if name == kind.files[0]:
             assert text.count(kind.listens) == 1
             text = text.replace(kind.listens, kind.listens_here.format(port=port))
@@ -246,17 +254,19 @@ def app() -> Iterator[App]:
 
 
 @contextmanager
-def proxy(kind: Kind, folder: Path, checker: int | Path, app: int, more: str = "") -> Iterator[str]:
+def proxy(
+    kind: Kind, folder: Path, checker: int | Path, app: int, edits: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Run a proxy until the block ends, and yield its URL. The application must be up.
 
-    ``checker`` is a port or a socket; ``more`` goes into nginx's http block.
+    ``checker`` is a port or a socket; ``edits`` are made to what the examples say.
     """
     assert kind.program is not None
     folder.mkdir()
     (port,) = free_ports(1)
-    configure(kind, folder, port, checker, app)
+    configure(kind, folder, port, checker, app, edits or {})
     user = "user root;" if os.geteuid() == 0 else ""  # tests' folders are for their owner only
-    (folder / "main.conf").write_text(_NGINX.format(folder=folder, user=user, more=more))
+    (folder / "main.conf").write_text(_NGINX.format(folder=folder, user=user))
     url = f"http://127.0.0.1:{port}"
     with running(kind.command(kind.program, folder), f"{url}/public/", folder, 400):
         yield url

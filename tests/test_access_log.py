@@ -15,7 +15,7 @@ from tests.proxies import KINDS, Checker, proxy
 
 NGINX = KINDS[0]
 CONNECTIONS = 4
-APPLICATION = "server {{ listen 127.0.0.1:{port}; return 200 'served\\n'; }}"
+APPLICATION = "server {{ listen 127.0.0.1:{port}; return 200 'served\\n'; }}\nupstream app {{"
 USAGE = """
 SELECT k.label, sum(u.amount)
 FROM UsageLog AS u
@@ -47,8 +47,8 @@ def test_usage_per_client_is_what_the_access_log_says(store: Store, tmp_path: Pa
     checker = Checker(tmp_path / "checker", checks)
     checker.up(store.file.path, "--workers", "2")
     try:
-        more = APPLICATION.format(port=application)
-        with proxy(NGINX, tmp_path / "nginx", checks, application, more) as url:
+        edits = {"upstream app {": APPLICATION.format(port=application)}
+        with proxy(NGINX, tmp_path / "nginx", checks, application, edits) as url:
             parts = [log[number::CONNECTIONS] for number in range(CONNECTIONS)]
             with ThreadPoolExecutor(CONNECTIONS) as pool:
                 counts = pool.map(lambda part: replay(url, part, tokens), parts)

@@ -20,6 +20,7 @@ from keystore.sync.memory import MemoryHub
 from tests.buckets import free_ports
 from tests.proxies import KINDS, Answer, Checker, Kind, app, ask, proxy
 
+(HAPROXY,) = (kind for kind in KINDS if kind.name == "haproxy")
 NAMES = (
     *("status", "reason", "key", "account", "plan", "service"),
     *("as-of-change", "age-seconds", "grace-until"),
@@ -270,10 +271,32 @@ def test_a_large_body_goes_to_the_application_and_not_to_the_checker(
     assert 0 < received(site.checker.process.pid) - before < 1 << 20
 
 
+def test_who_is_denied_need_not_send_the_body(site: Site) -> None:
+    announced = (("Content-Length", str(100 << 20)), ("Expect", "100-continue"))
+    assert site.refuses("/upload", "guess", *announced, method="POST").status == 401
+
+
 def received(pid: int) -> int:
-    """How many bytes a process has read so far."""
+    """How many bytes a process has read so far, from sockets, too."""
     counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     return int(counts["rchar"])
+
+
+def test_checks_share_connections(site: Site) -> None:
+    if site.kind.name == "caddy":
+        pytest.skip("Caddy 2.6 opens a connection for each check that it allows; the docs say so")
+    token = site.key()
+    before = connections(site.checker.at)
+    assert [site.ask("/", token).status for _ in range(30)] == [200] * 30
+    assert len(connections(site.checker.at) - before) < 10
+
+
+def connections(port: object) -> set[tuple[str, str]]:
+    """Both ends of the connections to a port, those that were closed a moment ago among them."""
+    at = f"0100007F:{port:04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    ends = [tuple(line.split()[1:3]) for line in lines]
+    return {(local, remote) for local, remote in ends if at in {local, remote}}
 
 
 def test_a_checker_that_was_killed_allows_nobody_until_it_is_back(site: Site) -> None:
@@ -366,3 +389,17 @@ def test_a_stale_replica_is_503_and_no_401(site: Site) -> None:
     finally:
         site.checker.kill()
         site.checker.up(site.path)
+
+
+@pytest.mark.skipif(HAPROXY.program is None, reason="haproxy is not installed")
+def test_a_script_of_haproxy_that_fails_allows_nobody(tmp_path: Path) -> None:
+    edits = {"    local headers = {": "    error('no')\n    local headers = {"}
+    (port,) = free_ports(1)
+    with (
+        app() as application,
+        proxy(HAPROXY, tmp_path / "proxy", port, application.port, edits) as url,
+    ):
+        before = len(application.seen)
+        assert ask(url, "guess").status == 503
+        assert "runtime error: " in (tmp_path / "proxy/log").read_text()
+        assert len(application.seen) == before
