@@ -49,9 +49,9 @@ class Server:
     ) -> None:
         if "--unix" not in options and "--port" not in options:
             options = ("--port", 0, *options)
-        command = COMMAND if program is None else (sys.executable, "-c", program, "serve")
+        command = [*COMMAND] if program is None else [sys.executable, "-c", program, "serve"]
         if most_files is not None:
-            command = ("sh", "-c", f'ulimit -n {most_files} && exec "$@"', "sh", *command)
+            command = ["sh", "-c", f'ulimit -n {most_files} && exec "$@"', "sh", *command]
         self.process = subprocess.Popen(
             [*command, "--db", str(path), "--json", *map(str, options)],
             stdout=subprocess.PIPE,

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from keystore import Decision, Reason, Store, Validator
 from keystore.edge.decision import Freshness, Limit
 from keystore.http import connection as http_connection
+from keystore.http import service as http_service
 from keystore.http.check import Request, Settings, respond, token_of
 from keystore.http.counts import Counts
 
@@ -319,12 +320,12 @@ def test_bodies_are_read_past(store: Store, server: Server) -> None:
 
 
 def test_a_silent_connection_is_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "HEADER_SECONDS", 0.05)
+    monkeypatch.setattr(http_service, "HEADER_SECONDS", 0.05)
 
     async def connect_and_say_nothing() -> bytes:
         loop = asyncio.get_running_loop()
         with Validator(store.file.path) as validator:
-            service = http_connection.Service(validator, Settings(), Counts())
+            service = http_service.Service(validator, Settings(), Counts())
             listening = await loop.create_server(
                 lambda: http_connection.Connection(service), "127.0.0.1", 0
             )

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keystore import Store
 from tests.test_server import Start, start, token
-from tests.test_workers import statuses, until
+from tests.test_workers import has_restarted, statuses, until
 
 __all__ = ["start", "token"]
 
@@ -70,13 +70,7 @@ def test_no_counter_runs_back_when_a_worker_dies(start: Start, token: str) -> No
         os.kill(process_id, signal.SIGKILL)
     until(lambda: len(server.children()) == 2)
 
-    def answers() -> bool:
-        try:
-            return server.metrics()["keystore_worker_restarts_total"] == 2
-        except OSError:  # none of them serves yet
-            return False
-
-    until(answers)
+    until(lambda: has_restarted(server, 2))
     after = server.metrics()
     counters = [name for name in before if "_total" in name or "_seconds_" in name]
     assert all(after[name] >= before[name] for name in counters)

@@ -20,10 +20,11 @@ import pytest
 
 from keystore import Store, Validator
 from keystore.db import SCHEMA_VERSION, open_store
-from keystore.http import connection as http_connection
+from keystore.http import service as http_service
 from keystore.http.check import MAX_BODY_BYTES, Settings
-from keystore.http.connection import Connection, Service
+from keystore.http.connection import Connection
 from keystore.http.counts import Counts
+from keystore.http.service import Service
 from keystore.sync import engine
 from keystore.sync.memory import MemoryHub
 from keystore.testing.postgres import free_port
@@ -214,7 +215,6 @@ def test_requests_of_every_shape_are_answered_in_order_on_one_connection(
             f"PUT /check HTTP/1.1\r\n{key}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
             b"200",
         ),
-        (f"GET /check HTTP/1.1\r\n{key}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"200"),
         ("GET /check HTTP/1.1\r\nHost: x\r\n\r\n", b"401"),
         ("GET /healthz?x HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
         (f"GET /check HTTP/1.1\r\n{key}Connection: close\r\n\r\n", b"200"),
@@ -227,6 +227,19 @@ def test_requests_of_every_shape_are_answered_in_order_on_one_connection(
         *[b"keep-alive"] * (len(statuses) - 1),
         b"close",
     ]
+
+
+def test_an_upgrade_is_ignored_and_what_comes_right_behind_it_not_read(
+    start: Start, token: str
+) -> None:
+    key = f"Host: x\r\nX-API-Key: {token}\r\n"
+    upgrade = f"GET /check HTTP/1.1\r\n{key}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    server = start()
+    with server.socket() as conn:
+        for _ in range(2):
+            conn.sendall(upgrade.encode())
+            assert conn.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert server.raw(upgrade.encode() * 1000).count(b"HTTP/1.1 200 ") == 1
 
 
 def test_http_1_0_is_closed_unless_it_asks_otherwise(start: Start, token: str) -> None:
@@ -316,8 +329,8 @@ def served_in_process(path: Path, sent: bytes) -> bytes:
 def test_a_client_that_dawdles_is_cut(
     store: Store, monkeypatch: pytest.MonkeyPatch, limit: str, sent: bytes, status: bytes
 ) -> None:
-    monkeypatch.setattr(http_connection, limit, 0.05)
-    monkeypatch.setattr(http_connection, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(http_service, limit, 0.05)
+    monkeypatch.setattr(http_service, "LINGER_SECONDS", 0.05)
     answered = served_in_process(store.file.path, sent)
     assert answered.split()[1:2] == ([status] if status else [])
 
