@@ -1,6 +1,7 @@
 """Unkey's own clients are answered as by Unkey, and nothing that restricts a key is overlooked."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from unkey.py import Unkey, errors, models
 from unkey.py.utils import BackoffStrategy, RetryConfig
 
-from keystore import Decision, Reason, Store, Validator
+from keystore import Decision, Reason, Store
 from keystore.edge.decision import Rate, RateLimit
 from keystore.http.check import Checker, Request, Response, respond, wants_body
+from tests.test_http import Server
 
 PATH = "/v2/keys.verifyKey"
 
@@ -77,10 +79,16 @@ def serving(checker: Checker) -> Iterator[str]:
 
 
 @pytest.fixture
-def url(store: Store) -> Iterator[str]:
-    """URL of a server that answers from the store."""
-    with Validator(store.file.path, max_pending=1) as validator, serving(validator) as found:
-        yield found
+def server(store: Store) -> Iterator[Server]:
+    """A running `keystore serve`."""
+    made = Server(store.file.path)
+    yield made
+    made.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return f"http://127.0.0.1:{server.port}"
 
 
 def test_unkeys_own_client_verifies_a_key(store: Store, url: str) -> None:
@@ -112,7 +120,9 @@ def test_unkeys_own_client_verifies_a_key(store: Store, url: str) -> None:
         assert (revoked.data.code, revoked.data.enabled) == (models.Code.DISABLED, False)
 
 
-def test_what_the_client_sends_as_cost_is_counted_once(store: Store, url: str) -> None:
+def test_what_the_client_sends_as_cost_is_counted_once(
+    store: Store, server: Server, url: str
+) -> None:
     store.add_service("a")
     store.add_service("b")
     issued = store.issue_key("ada@example.org")
@@ -121,7 +131,15 @@ def test_what_the_client_sends_as_cost_is_counted_once(store: Store, url: str) -
     with Unkey(root_key="any", server_url=url) as unkey:
         found = unkey.keys.verify_key(key=issued.token, permissions="a AND b", credits={"cost": 7})
     assert found.data.permissions == ["a", "b"]
+    server.stop()
     assert store.status().usage_total == 7
+
+
+def test_a_body_that_is_too_large_is_refused(url: str) -> None:
+    with Unkey(root_key="any", server_url=url) as unkey:
+        with pytest.raises(errors.UnkeyError) as caught:
+            unkey.keys.verify_key(key="k" * 70_000)
+        assert caught.value.status_code == 413
 
 
 def test_unkeys_own_client_is_told_of_a_used_up_rate(store: Store, url: str) -> None:

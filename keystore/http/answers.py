@@ -11,7 +11,7 @@ and ``X-Auth-Status`` says what they were.
 import json
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from http import HTTPStatus
 from math import ceil
 from urllib.parse import quote
@@ -23,7 +23,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 RETRY_AFTER_SECONDS = 5
 MOST_KEPT = 16_384
-"""Answers kept, about 1 KB each, before all are dropped."""
+"""Answers kept, about 2 KB each, before all are dropped."""
 
 _DETAILS = {
     Reason.MALFORMED: "There is no key in the request, or it has a typing error.",
@@ -83,6 +83,7 @@ def answer(decision: Decision, service: str | None = None, *, is_nginx: bool = F
     return kept[1]
 
 
+@cache
 def absent(*, is_nginx: bool = False) -> Response:
     """Answer a request without a key: the challenge names no error then (RFC 6750, section 3)."""
     made = answer(Decision(allowed=False, reason=Reason.MALFORMED), is_nginx=is_nginx)
@@ -115,16 +116,21 @@ def status_of(decision: Decision) -> HTTPStatus:
     return HTTPStatus.FORBIDDEN if reason in _FORBIDDEN else HTTPStatus.UNAUTHORIZED
 
 
+def is_identity(name: str) -> bool:
+    """Whether a request header is named as only answers may name one, to an app behind CGI too."""
+    return name.lower().replace("_", "-").startswith("x-auth-")
+
+
 def _made(decision: Decision, service: str | None, *, is_nginx: bool) -> Response:
     start = _start(decision.allowed, decision.reason, is_nginx=is_nginx)
     fresh, limit = decision.freshness, decision.freshness and decision.freshness.limit
-    who = decision if decision.allowed else None
+    if decision.allowed:
+        identity = _identity(decision.api_key, decision.account, decision.plan, service)
+    else:
+        identity = _NOBODY
     headers = (
         *start.headers,
-        ("X-Auth-Key", _text(who and who.api_key)),
-        ("X-Auth-Account", _text(who and who.account)),
-        ("X-Auth-Plan", _text(who and who.plan)),
-        ("X-Auth-Service", _text(who and service)),
+        *identity,
         ("X-Auth-As-Of-Change", str(fresh.as_of_change) if fresh else ""),
         ("X-Auth-Age-Seconds", str(int(fresh.age_seconds)) if fresh else ""),
         ("X-Auth-Grace-Until", _text(limit.usable_until if limit and limit.is_in_grace else None)),
@@ -132,6 +138,19 @@ def _made(decision: Decision, service: str | None, *, is_nginx: bool) -> Respons
     if decision.rate is not None:
         headers += _rate(decision.rate)
     return Response(start.status, headers, start.body)
+
+
+@lru_cache(MOST_KEPT)
+def _identity(
+    api_key: str | None, account: str | None, plan: str | None, service: str | None
+) -> Pairs:
+    """Write an identity; of keys with a rate each answer is another, but this part is not."""
+    return (
+        ("X-Auth-Key", _text(api_key)),
+        ("X-Auth-Account", _text(account)),
+        ("X-Auth-Plan", _text(plan)),
+        ("X-Auth-Service", _text(service)),
+    )
 
 
 @cache
@@ -169,3 +188,6 @@ def _text(value: str | None) -> str:
     if not value or _PLAIN.fullmatch(value):
         return value or ""
     return quote(value, safe=_UNENCODED, errors="surrogatepass")
+
+
+_NOBODY = _identity(None, None, None, None)

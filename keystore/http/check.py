@@ -92,8 +92,6 @@ class Settings:
 
 
 _DEFAULT = Settings()
-_ABSENT = absent()
-_ABSENT_NGINX = absent(is_nginx=True)
 _NOT_FOUND = problem(
     HTTPStatus.NOT_FOUND, f"There is nothing here; ask {CHECK_PATH} or {SERVICES_PATH}NAME/check."
 )
@@ -116,7 +114,7 @@ def respond(checker: Checker, request: Request, settings: Settings = _DEFAULT) -
     is_nginx, service = asked
     token = token_of(request, settings)
     if token is None:
-        return _ABSENT_NGINX if is_nginx else _ABSENT
+        return absent(is_nginx=is_nginx)
     decision = checker.check(token, service=service, ip=client_of(request, settings))
     return answer(decision, service, is_nginx=is_nginx)
 
