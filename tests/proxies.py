@@ -82,7 +82,11 @@ KINDS = (
         ":80 {",
         "{{\n\tadmin off\n}}\n\nhttp://127.0.0.1:{port} {{",
         ("127.0.0.1:8080", "unix/{path}"),
-        lambda found, at: [found, "run", "--config", f"{at}/Caddyfile"],
+        # (it keeps a copy of its configuration, in its user's home unless told otherwise)
+        lambda found, at: [
+            *("env", f"XDG_CONFIG_HOME={at}", f"XDG_DATA_HOME={at}"),
+            *(found, "run", "--config", f"{at}/Caddyfile"),
+        ],
         "the system's package",
     ),
     Kind(
