@@ -18,9 +18,10 @@ from keystore.edge import Reason, Validator
 from keystore.http import sockets
 from keystore.http.answers import RETRY_AFTER_SECONDS, Response
 from keystore.http.check import Settings
-from keystore.http.connection import Connection, Service
+from keystore.http.connection import Connection
 from keystore.http.counts import CACHED, PENDING, SLOW_CHECKS, Counts
 from keystore.http.health import Health
+from keystore.http.service import Service
 
 FLUSH_SECONDS = 1.0
 """How often at least usage is looked at."""
