@@ -78,6 +78,11 @@ def compare(
             ratios.append(_ratio(ours, theirs))
     finally:
         gc.unfreeze()
+    return row(what, against, ratios, goal)
+
+
+def row(what: str, against: str, ratios: Sequence[float], goal: float | None) -> Row:
+    """Sum up the ratios of at least two rounds."""
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Row(
         what=what,

@@ -1,12 +1,14 @@
 """Stores to measure on, filled straight through SQL: issuing keys one by one would take minutes."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uuid_utils.compat
 
-from keystore import db, migrate
+from keystore import db, migrate, tokens
+from keystore.sync import engine
+from keystore.sync.memory import MemoryHub
 
 KEYS_PER_ACCOUNT = 100
 INSERT_KEY = "INSERT INTO APIKeys (api_key, account_id, api_key_hash, label) VALUES (?, ?, ?, ?)"
@@ -42,6 +44,24 @@ def origin(path: Path, hashes: Sequence[str]) -> db.StoreFile:
     file = migrate.create_origin(path)
     fill(file, hashes)
     return file
+
+
+def issue(count: int) -> list[str]:
+    """Make tokens."""
+    return [tokens.new_token(uuid_utils.compat.uuid7()) for _ in range(count)]
+
+
+def replica(
+    path: Path, issued: Sequence[str], also: Callable[[db.StoreFile], object] = lambda _: None
+) -> None:
+    """Make a replica with a key for each token, and what ``also`` adds to its origin."""
+    hub, report = MemoryHub(), engine.Report("memory:")
+    origin_path = path.with_name(f"{path.stem}-origin.db")
+    with origin(origin_path, [tokens.hash_token(token) for token in issued]) as file:
+        also(file)
+        engine.push(file, hub, report.target, report)
+    db.remove_files(origin_path)
+    engine.replicate(hub, report.target, path, report)
 
 
 def _accounts_for(keys: int) -> int:
