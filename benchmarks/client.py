@@ -41,8 +41,8 @@ def requests_per_second(url: str, tokens: Path, seconds: int) -> float:
     if WRK:
         script = tokens.with_suffix(".lua")
         script.write_text(SCRIPT)
-        command = [WRK, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url, "--"]
-        command += [str(tokens)]
+        command = [WRK, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "20s"]
+        command += ["-s", str(script), url, "--", str(tokens)]
     else:
         command = [sys.executable, "-m", "benchmarks.client", url, str(tokens), str(seconds)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

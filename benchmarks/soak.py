@@ -19,7 +19,9 @@ HOT_TOKENS = 1000
 LIMIT_MB = 4
 """By which the memory may grow once it is warm: an interpreter's heap is never quite still."""
 STEPS = 50
-"""Samples; after each, usage is taken away and a key changed, as following does."""
+"""Samples; after each a key is changed, as by following."""
+WARM_UP_SECONDS = 5
+"""For the sidecar to have seen every key."""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -48,7 +50,7 @@ def _check(path: Path, issued: Sequence[str], checks: int) -> list[float]:
         for step in range(-STEPS // 5, STEPS):  # a fifth to warm up
             for token in _traffic(issued, checks // STEPS):
                 validator.check(token)
-            _turn_over(path)
+            _change_a_key(path)
             if step >= 0:
                 held.append(_resident_mb())
     return held
@@ -67,8 +69,7 @@ def _traffic(issued: Sequence[str], count: int) -> Iterator[str]:
         yield choices[number % 100]()
 
 
-def _turn_over(path: Path) -> None:
-    """Do what following does beside an edge: take usage away, and bring a change."""
+def _change_a_key(path: Path) -> None:
     with db.open_store(path) as file, file.write() as conn:
         conn.execute(
             "UPDATE APIKeys SET label = hex(randomblob(8)) WHERE api_key_id = ?",
@@ -89,9 +90,9 @@ def _serve(
     sent.write_text("".join(f"{token}\n" for token in issued), encoding="ascii")
     held, requests = [], 0.0
     with servers.sidecar(path, folder) as server:
-        for second in range(-max(2, seconds // 5), seconds):
+        for second in range(-WARM_UP_SECONDS, seconds):
             rate = client.requests_per_second(f"{server.url}/check", sent, 1)
-            _turn_over(path)
+            _change_a_key(path)
             if second >= 0:
                 held.append(server.resident_mb())
                 requests += rate
