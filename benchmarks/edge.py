@@ -27,16 +27,6 @@ FEW = 10_000
 FLOOR = "one SHA-256 and one dict look-up"
 ADDRESS = "192.0.2.7"
 
-_ALSO = (
-    "INSERT INTO Plans (name, rate_limit, rate_window_seconds) VALUES ('rated', 1000000000, 1)",
-    "UPDATE Accounts SET plan_id = (SELECT max(plan_id) FROM Plans) WHERE account_id = 1",
-    "INSERT INTO Services (name) VALUES ('search')",
-    """INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota)
-       SELECT api_key_id, 1, 1, 1 FROM APIKeys WHERE account_id = 2""",
-    "UPDATE APIKeys SET allowed_networks = '192.0.2.0/24 2001:db8::/32' WHERE account_id = 3",
-)
-"""Account 1 is on a plan with a rate, 2 has a service, 3 is bound to networks."""
-
 
 def measure(quick: bool) -> list[Row]:
     """Measure on a replica of 20,000 keys (quick) or 1,000,000, and on one of 10,000."""
@@ -60,9 +50,8 @@ class _Edge:
     def __init__(self, path: Path, count: int, stack: ExitStack) -> None:
         self.path, self.count = path, count
         self.issued = samples.issue(count)
-        samples.replica(path, self.issued, _add)
-        accounts = count // samples.KEYS_PER_ACCOUNT
-        self.rated, self.serviced, self.bound = (self.issued[n::accounts] for n in range(3))
+        samples.replica(path, self.issued, samples.limit)
+        self.rated, self.serviced, self.bound = samples.limited(self.issued)
         plain = set(self.issued).difference(self.rated, self.serviced, self.bound)
         self.hot = random.sample(sorted(plain), HOT_TOKENS)
         # No flush falls into the time measured: what writing costs is the disk's, not the check's.
@@ -110,12 +99,6 @@ class _Edge:
         return Side(counted if cost else free, warm_up)
 
 
-def _add(file: db.StoreFile) -> None:
-    with file.write() as conn:
-        for statement in _ALSO:
-            conn.execute(statement)
-
-
 def _floor(issued: Sequence[str]) -> Side:
     keys: dict[bytes, object] = {sha256(token.encode()).digest(): token for token in issued}
     many = [*issued] * REPEATS
@@ -153,7 +136,7 @@ def _special(large: _Edge, quick: bool) -> list[Row]:
             (
                 "check(token, service=…)",
                 large.serviced,
-                large.checks(large.serviced, service="search"),
+                large.checks(large.serviced, service=samples.SERVICE),
             ),
             (
                 "check(token, ip=…) of a key bound to networks",

@@ -23,6 +23,9 @@ STEPS = 50
 WARM_UP_SECONDS = 5
 """For the sidecar to have seen every key."""
 
+Check = tuple[str, str | None, str | None]
+"""Token, service, address."""
+
 
 def measure(quick: bool) -> list[Row]:
     """Make 300,000 checks (quick) or 10,000,000, and send requests for 5 or 120 seconds."""
@@ -32,7 +35,8 @@ def measure(quick: bool) -> list[Row]:
     checks, seconds = (300_000, 5) if quick else (10_000_000, 120)
     with TemporaryDirectory(prefix="keystore-bench-") as folder:
         path, issued = Path(folder) / "origin.db", samples.issue(KEYS)
-        samples.origin(path, [tokens.hash_token(token) for token in issued]).close()
+        with samples.origin(path, [tokens.hash_token(token) for token in issued]) as file:
+            samples.limit(file)
         with multiprocessing.get_context("spawn").Pool(1) as alone:
             library = alone.apply(_check, (path, issued, checks))
         return [
@@ -48,22 +52,25 @@ def _check(path: Path, issued: Sequence[str], checks: int) -> list[float]:
         for token in issued:
             validator.check(token)
         for step in range(-STEPS // 5, STEPS):  # a fifth to warm up
-            for token in _traffic(issued, checks // STEPS):
-                validator.check(token)
+            for token, service, ip in _traffic(issued, checks // STEPS):
+                validator.check(token, service=service, ip=ip)
             _change_a_key(path)
             if step >= 0:
                 held.append(_resident_mb())
     return held
 
 
-def _traffic(issued: Sequence[str], count: int) -> Iterator[str]:
-    """Of a hundred tokens, 90 are hot, 8 are known, one is unknown and one is nonsense."""
-    hot = issued[:HOT_TOKENS]
-    choices: tuple[Callable[[], str], ...] = (
-        *(lambda: random.choice(hot),) * 90,  # noqa: S311 - no secrets
-        *(lambda: random.choice(issued),) * 8,  # noqa: S311 - no secrets
-        lambda: samples.issue(1)[0],
-        lambda: secrets.token_hex(secrets.randbelow(200)),
+def _traffic(issued: Sequence[str], count: int) -> Iterator[Check]:
+    """Of a hundred checks, 80 are of hot keys; two of the others are of no key."""
+    hot, (_, serviced, bound) = issued[:HOT_TOKENS], samples.limited(issued)
+    some = random.choice
+    choices: tuple[Callable[[], Check], ...] = (
+        *(lambda: (some(hot), None, None),) * 80,
+        *(lambda: (some(issued), None, f"192.0.2.{random.randrange(256)}"),) * 10,  # noqa: S311
+        *(lambda: (some(serviced), samples.SERVICE, None),) * 4,
+        *(lambda: (some(bound), None, f"2001:db8::{secrets.token_hex(2)}"),) * 4,
+        lambda: (samples.issue(1)[0], None, None),
+        lambda: (secrets.token_hex(secrets.randbelow(200)), None, None),
     )
     for number in range(count):
         yield choices[number % 100]()
@@ -87,7 +94,8 @@ def _serve(
 ) -> tuple[str, list[float]]:
     """Return how many requests there were, and the memory of the sidecar after each second."""
     sent = folder / "tokens"
-    sent.write_text("".join(f"{token}\n" for token in issued), encoding="ascii")
+    allowed = set(issued).difference(samples.limited(issued)[2])
+    sent.write_text("".join(f"{token}\n" for token in allowed), encoding="ascii")
     held, requests = [], 0.0
     with servers.sidecar(path, folder) as server:
         for second in range(-WARM_UP_SECONDS, seconds):
