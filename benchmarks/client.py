@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 CONNECTIONS = 32
 WRK = shutil.which("wrk")
-NAME = f"wrk -t1 -c{CONNECTIONS}" if WRK else "a client in Python, which is slower than the servers"
+NAME = f"wrk -t1 -c{CONNECTIONS}" if WRK else f"ours, in Python, {CONNECTIONS} connections"
 
 SCRIPT = """
 local requests, number = {}, 0

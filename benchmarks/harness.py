@@ -53,8 +53,8 @@ class _Effort:
     seconds: float
 
 
-_QUICK = _Effort(least=3, most=15, seconds=0.4)
-_FULL = _Effort(least=7, most=51, seconds=15.0)
+_QUICK = _Effort(least=3, most=101, seconds=0.6)
+_FULL = _Effort(least=7, most=501, seconds=15.0)
 
 
 def compare(
