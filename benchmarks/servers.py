@@ -107,8 +107,8 @@ def sidecar(db_path: Path, folder: Path) -> Iterator[Server]:
 def fastapi(db_path: Path, folder: Path) -> Iterator[Server]:
     """Run the same check in FastAPI on uvicorn."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.fastapi_app:app", "--port", str(port)]
-    command += ["--no-access-log", "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.fastapi_app:create", "--factory"]
+    command += ["--port", str(port), "--no-access-log", "--log-level", "warning"]
     with _running(command, port, folder, KEYSTORE_DB=str(db_path)) as server:
         yield server
 
