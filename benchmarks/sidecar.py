@@ -117,16 +117,28 @@ def _tell(subjects: Mapping[str, _Subject]) -> None:
 
 
 def _rows(subjects: Mapping[str, _Subject]) -> list[Row]:
-    return [
-        row(
-            f"a request: {ours}",
-            theirs,
-            [a / b for a, b in zip(subjects[ours].seconds, subjects[theirs].seconds, strict=True)],
-            goal,
-        )
+    """Compare the time for a request; and the CPU for it, which a busy machine changes less."""
+    compared = [
+        (ours, theirs, goal)
         for ours, theirs, goal in _ROWS
         if ours in subjects and theirs in subjects
     ]
+    rows = [
+        _row(f"a request: {ours}", theirs, subjects[ours].seconds, subjects[theirs].seconds, goal)
+        for ours, theirs, goal in compared
+    ]
+    if not all(second for subject in subjects.values() for second in subject.cpu):
+        return rows  # this system does not tell
+    return rows + [
+        _row(f"CPU for a request: {ours}", theirs, subjects[ours].cpu, subjects[theirs].cpu, None)
+        for ours, theirs, _ in compared
+    ]
+
+
+def _row(
+    what: str, against: str, ours: list[float], theirs: list[float], goal: float | None
+) -> Row:
+    return row(what, against, [a / b for a, b in zip(ours, theirs, strict=True)], goal)
 
 
 if __name__ == "__main__":
