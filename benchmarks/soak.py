@@ -20,8 +20,9 @@ LIMIT_MB = 4
 """By which the memory may grow once it is warm: an interpreter's heap is never quite still."""
 STEPS = 50
 """Samples; after each a key is changed, as by following."""
+SENT_TOKENS = 5_000
 WARM_UP_SECONDS = 5
-"""For the sidecar to have seen every key."""
+"""For the sidecar to have seen each of those more than once."""
 
 Check = tuple[str, str | None, str | None]
 """Token, service, address."""
@@ -49,7 +50,7 @@ def _check(path: Path, issued: Sequence[str], checks: int) -> list[float]:
     """Return the memory of this process, in MB, after each step."""
     held = []
     with Validator(path) as validator:
-        for token in issued:
+        for token in (*issued, *issued):  # an answer is kept from the second time on
             validator.check(token)
         for step in range(-STEPS // 5, STEPS):  # a fifth to warm up
             for token, service, ip in _traffic(issued, checks // STEPS):
@@ -94,7 +95,7 @@ def _serve(
 ) -> tuple[str, list[float]]:
     """Return how many requests there were, and the memory of the sidecar after each second."""
     sent = folder / "tokens"
-    allowed = set(issued).difference(samples.limited(issued)[2])
+    allowed = sorted(set(issued).difference(samples.limited(issued)[2]))[:SENT_TOKENS]
     sent.write_text("".join(f"{token}\n" for token in allowed), encoding="ascii")
     held, requests = [], 0.0
     with servers.sidecar(path, folder) as server:
