@@ -165,7 +165,12 @@ class StoreFile(Closing):
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn SQLite's own failures into keystore errors."""
+        """Turn SQLite's own failures into keystore errors.
+
+        Raises:
+            ForkedError: the process was forked since; the connection is not touched.
+        """
+        forks.refuse_inherited(self)
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:

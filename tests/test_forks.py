@@ -77,6 +77,32 @@ validator.close()
     assert run(store, program) == 5
 
 
+def test_nothing_that_is_asked_in_a_child_touches_an_inherited_connection(store: Store) -> None:
+    program = """
+validator = Validator(path)
+keeper = Store.open(path)
+assert validator.check(token).allowed
+
+def child():
+    used = []
+    for file in (validator._file, validator._writer, keeper.file):
+        file.conn.set_trace_callback(used.append)
+    refuses(validator.freshness)
+    refuses(keeper.keys)
+    refuses(keeper.status)
+    refuses(lambda: keeper.add_plan("other"))
+    refuses(lambda: keeper.revoke_key(token))
+    assert validator.flush() == validator.flush_if_due() == 0
+    assert used == []
+
+in_child(child)
+assert len(keeper.keys()) == 1
+keeper.close()
+validator.close()
+"""
+    assert run(store, program) == 1
+
+
 def test_a_child_of_multiprocessing_is_refused(store: Store) -> None:
     program = """
 validator = Validator(path)
