@@ -114,7 +114,7 @@ class Moves:
             revoke = f"UPDATE APIKeys SET status = 'revoked' {where}"
             return [self.dice.choice([f"RESTORE {self.copy}", f"RENAME {revoke}"])]
         if HAS_SHELL and self.dice.random() < 0.01:
-            return [f"SHELL {self._change()[-1]}"]
+            return [f"SHELL {'; '.join(self._change())}"]
         return self._change() if self.dice.random() < 0.8 else self._care()
 
     def _change(self) -> list[str]:
@@ -144,8 +144,12 @@ class Moves:
                         WHERE NOT EXISTS (SELECT 1 FROM APIKeys {where})""",
                 ],
                 [
+                    "SAVEPOINT b",
                     f"""INSERT OR IGNORE INTO Revocations (api_key, revoked_at)
-                        VALUES ('{key}', CURRENT_TIMESTAMP)"""
+                        SELECT '{key}', CURRENT_TIMESTAMP
+                        WHERE {on} OR EXISTS (SELECT 1 FROM APIKeys {where} AND status = 'assigned')""",
+                    f"UPDATE APIKeys SET status = 'revoked' {where} AND {on}",
+                    "RELEASE b",
                 ],
                 [
                     f"""INSERT OR REPLACE INTO APIKeyServiceQuotas
@@ -190,9 +194,9 @@ class Moves:
         return self.dice.choice(
             [
                 [USE],
-                ["BEGIN", *change, "ROLLBACK"],
-                ["BEGIN IMMEDIATE", *change, *self._change(), "COMMIT"],
-                ["BEGIN", "SAVEPOINT s", *change, "ROLLBACK TO s", *self._change(), "COMMIT"],
+                ["SAVEPOINT a", *change, "ROLLBACK TO a", "RELEASE a"],
+                ["SAVEPOINT a", *change, *self._change(), "RELEASE a"],
+                ["SAVEPOINT a", *change, "ROLLBACK TO a", *self._change(), "RELEASE a"],
                 ["PRAGMA wal_checkpoint(TRUNCATE)"],
                 ["PRAGMA wal_checkpoint(RESTART)", *change],
                 ["VACUUM", *change],
