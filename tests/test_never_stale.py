@@ -147,7 +147,8 @@ class Moves:
                     "SAVEPOINT b",
                     f"""INSERT OR IGNORE INTO Revocations (api_key, revoked_at)
                         SELECT '{key}', CURRENT_TIMESTAMP
-                        WHERE {on} OR EXISTS (SELECT 1 FROM APIKeys {where} AND status = 'assigned')""",
+                        WHERE {on} OR EXISTS (SELECT 1 FROM APIKeys {where}
+                                              AND status = 'assigned')""",
                     f"UPDATE APIKeys SET status = 'revoked' {where} AND {on}",
                     "RELEASE b",
                 ],

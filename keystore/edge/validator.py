@@ -35,6 +35,8 @@ LOOK_SECONDS = 0.001
 """How long another file at the same path may go unnoticed, while checks come thick and fast."""
 ANSWER_SECONDS = 1.0
 """How old the age in a decision may be; times of a store are whole seconds, too."""
+STEP_SECONDS = 0.001
+"""How far a clock may be set back without a second look at what is remembered."""
 
 
 class Validator(db.Closing):
@@ -83,6 +85,7 @@ class Validator(db.Closing):
         # wall clock, the slow way is not due whatever a check is for.
         self._header, self._seen = self._commits.header, self._NEVER
         self._fast_from = self._slow_at = -inf
+        self._behind = 0.0
         self._answers = self._cache.answers
         self._uses, self._room = self._usage.uses, 0
         forks.tell(self)
@@ -327,6 +330,9 @@ class Validator(db.Closing):
     def _plan_slow_way(self) -> None:
         """Say when the fast way is to be left: to look at the path, to flush, to note the clock."""
         now, behind = self._guard.now()
+        if behind > self._behind + STEP_SECONDS:
+            self._answers.clear()  # they hold until times that the wall clock now shows too late
+        self._behind = behind
         waits = min(LOOK_SECONDS, self._usage.due_at - time.monotonic(), self._guard.mark_due - now)
         self._room = self._usage.room
         self._fast_from = now - behind
