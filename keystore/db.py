@@ -153,8 +153,9 @@ class StoreFile(Closing):
     @contextmanager
     def _transaction(self, begin: str) -> Iterator["sqlite3.Connection"]:
         with self.errors():
-            self.conn.execute(begin)
             try:
+                # In here: a signal's exception may come right after it.
+                self.conn.execute(begin)
                 yield self.conn
                 self.conn.execute("COMMIT")
             except BaseException:
