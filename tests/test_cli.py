@@ -83,6 +83,48 @@ def test_a_check_by_hand_only_asks_unless_it_is_told_a_cost(db: Path, store: Sto
     assert store.status().usage_total == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "limit", "seconds"),
+    [("100/minute", 100, 60), ("5/s", 5, 1), ("1000/12h", 1000, 43_200), ("7/2d", 7, 172_800)],
+)
+def test_a_rate_is_read_as_people_write_it(
+    store: Store, db: Path, text: str, limit: int, seconds: int
+) -> None:
+    assert run("plan", "add", "pro", "--rate", text, "--burst", "2").exit_code == 0
+    (plan,) = [plan for plan in store.plans() if plan.name == "pro"]
+    assert (plan.rate_limit, plan.rate_window_seconds, plan.rate_burst) == (limit, seconds, 2)
+    assert run("plan", "set", "pro", "--rate", "0").exit_code == 0
+    assert [plan.rate for plan in store.plans()] == ["any", "any"]
+
+
+@pytest.mark.parametrize(
+    "text", ["100", "/s", "0/s", "5/year", "5 per minute", "5/0s", "9/9999999999w"]
+)
+def test_a_rate_that_is_none_is_refused(store: Store, db: Path, text: str) -> None:
+    assert run("plan", "add", "pro", "--rate", text).exit_code in {1, 2}
+    assert [plan.name for plan in store.plans()] == ["free"]
+
+
+def test_a_check_for_a_service_needs_a_quota_there(store: Store, db: Path) -> None:
+    issued = store.issue_key("ada@example.org")
+    run("service", "add", "tts")
+    refused = run("check", issued.token, "--service", "tts")
+    assert refused.exit_code == 1
+    assert "no quota for that service" in refused.output
+    run("key", "quota", issued.key.api_key, "tts=10")
+    assert run("check", issued.token, "--service", "tts").exit_code == 0
+    run("service", "set", "tts", "--inactive")
+    assert run("check", issued.token, "--service", "tts").exit_code == 1
+
+
+def test_what_is_left_of_a_rate_is_said(store: Store, db: Path) -> None:
+    token = store.issue_key("ada@example.org").token
+    run("plan", "set", "free", "--rate", "5/minute")
+    said = json.loads(run("check", token, "--json").output)
+    assert said["rate"]["rate"] == {"limit": 5, "window_seconds": 60, "burst": 5}
+    assert (said["rate"]["remaining"], said["rate"]["retry_after"]) == (5, 0.0)
+
+
 def test_not_now_is_told_apart_from_no(db: Path, store: Store, tmp_path: Path) -> None:
     token = store.issue_key("ada@example.org").token
     run("plan", "add", "strict", "--max-staleness", "1d", "--when-stale", "deny")

@@ -583,8 +583,10 @@ def test_a_name_that_leads_elsewhere_is_refused(
 
 
 NIL = "00000000-0000-4000-8000-000000000000"
-HUGE = b'["Plans",[%d,"x",null,"deny","2026-01-01 00:00:00","2026-01-01 00:00:00"]]\n'
-PLAN = b'["Plans",[77,%s,null,"deny","2026-01-01 00:00:00","2026-01-01 00:00:00"]]\n'
+HUGE = (
+    b'["Plans",[%d,"x",null,"deny",null,null,null,"2026-01-01 00:00:00","2026-01-01 00:00:00"]]\n'
+)
+PLAN = b'["Plans",[77,%s,null,"deny",null,null,null,"2026-01-01 00:00:00","2026-01-01 00:00:00"]]\n'
 
 
 @table(

@@ -174,7 +174,7 @@ def entry(store: str, role: str, access: str) -> str:
     return f"INSERT INTO keystore.grants {columns} VALUES ({store}, {role}, '{access}')"
 
 
-NEW_PLAN = "(9, 'mine', NULL, 'deny', now(), now(), 9)"
+NEW_PLAN = "(9, 'mine', NULL, 'deny', NULL, NULL, NULL, now(), now(), 9)"
 REGISTER = (
     "INSERT INTO keystore.stores (store_id, incarnation, token_prefix, schema_version,"
     " program_version, acknowledged_change) VALUES ({new}, {new}, '', 3, '', 0)"

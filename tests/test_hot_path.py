@@ -182,7 +182,7 @@ def test_a_million_unknown_tokens_are_not_remembered(store: Store, seldom: None)
     token = store.issue_key(ADA).token
     count = int(os.environ.get("KEYSTORE_UNKNOWN", "50000"))
     with Validator(store.file.path) as validator:
-        assert validator.check(token).allowed
+        assert all(validator.check(token).allowed for _ in range(2))
         for number in range(1000):
             validator.check(f"unknown-{number}", service=f"service-{number}", ip=f"ip-{number}")
         tracemalloc.start()
@@ -259,7 +259,7 @@ def test_a_token_that_was_replaced_while_its_successor_is_looked_up_passes_no_mo
 
     with Validator(store.file.path) as validator:
         assert validator.check(token).allowed
-        between_look_and_read(validator, monkeypatch, "entry", replace)
+        between_look_and_read(validator, monkeypatch, "read", replace)
         assert validator.check("the successor").allowed
         for _ in range(3):
             assert validator.check(token).reason is Reason.UNKNOWN
@@ -414,15 +414,17 @@ def as_of(path: Path, **values: str | int | None) -> None:
 
 
 def test_the_staleness_bound_is_kept_on_the_fast_way(
-    replica: tuple[Path, str], seldom: None, clock: Clock
+    replica: tuple[Path, str], clock: Clock
 ) -> None:
     path, token = replica
     as_of(path, as_of_at="2031-01-01 00:00:00")
     clock.at("2031-01-01 00:00:58")
     with Validator(path) as validator:
-        reasons = []
+        reasons: list[Reason] = []
         for _ in range(16):
-            reasons.append(validator.check(token).reason)
+            thrice = {validator.check(token).reason for _ in range(3)}
+            assert len(thrice) == 1
+            reasons += thrice
             clock.go(0.25)
         # at 60 seconds the data are as old as they may be
         assert reasons[:8] == [Reason.OK] * 8
@@ -430,7 +432,7 @@ def test_the_staleness_bound_is_kept_on_the_fast_way(
 
 
 def test_the_end_of_signatures_is_seen_on_the_fast_way(
-    replica: tuple[Path, str], seldom: None, clock: Clock
+    replica: tuple[Path, str], clock: Clock
 ) -> None:
     path, token = replica
     clock.at("2031-01-01 00:00:00")
@@ -441,13 +443,17 @@ def test_the_end_of_signatures_is_seen_on_the_fast_way(
         max_offline_seconds=3,
     )
     with Validator(path) as validator:
-        seen = []
+        seen: list[tuple[bool, bool, bool]] = []
         for _ in range(28):
-            decision = validator.check(token)
-            fresh = decision.freshness
-            assert fresh is not None
-            assert fresh.limit is not None
-            seen.append((decision.allowed, fresh.limit.is_in_grace, fresh.limit.is_over))
+            thrice = set()
+            for _ in range(3):
+                decision = validator.check(token)
+                assert decision.freshness is not None
+                limit = decision.freshness.limit
+                assert limit is not None
+                thrice.add((decision.allowed, limit.is_in_grace, limit.is_over))
+            assert len(thrice) == 1
+            seen += thrice
             clock.go(0.25)
     assert seen[:9] == [(True, False, False)] * 9
     assert seen[9:21] == [(True, True, False)] * 12
@@ -526,7 +532,7 @@ def test_checks_of_an_event_loop_answer_as_others_do(store: Store) -> None:
     async def run() -> None:
         many = await asyncio.gather(*(validator.check_async(plain) for _ in range(20)))
         assert all(decision.allowed for decision in many)
-        assert validator.is_known(plain)
+        assert not validator._may_wait(plain)
         assert (await validator.check_async(plain, service="chat")).reason is Reason.SERVICE
         inside = await validator.check_async(issued.token, service="chat", cost=5, ip="192.0.2.1")
         assert inside.allowed

@@ -3,6 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -265,6 +266,27 @@ def test_a_plan_in_use_names_who_uses_it(store: Store) -> None:
         store.add_account(f"user{number}@example.org", plan="free")
     with pytest.raises(InUseError, match=r"ada@example.org, user0@.*, user1@.* and 3 more"):
         store.remove_plan("free")
+
+
+def test_a_rate_is_given_changed_and_taken_away(store: Store) -> None:
+    plan = store.add_plan("pro", rate_limit=100, rate_window_seconds=60, rate_burst=5)
+    assert (plan.rate_limit, plan.rate_window_seconds, plan.rate_burst) == (100, 60, 5)
+    assert plan.rate == "100/60s, 5 at once"
+    assert store.change_plan("pro", rename="max").rate == plan.rate
+    assert store.change_plan("max", rate_burst=0).rate == "100/60s"
+    assert store.change_plan("max", rate_limit=7, rate_window_seconds=1).rate == "7/1s"
+    assert store.change_plan("max", rate_limit=0).rate == "any"
+    halves: tuple[dict[str, Any], ...] = (
+        {"rate_limit": 1},
+        {"rate_window_seconds": 1},
+        {"rate_burst": 1},
+        {"rate_limit": -1, "rate_window_seconds": 1},
+        {"rate_limit": 10**10, "rate_window_seconds": 1},
+    )
+    for half in halves:
+        with pytest.raises(InvalidInputError):
+            store.add_plan("half", **half)
+    assert [plan.name for plan in store.plans()] == ["free", "max"]
 
 
 def test_plans_and_accounts_are_renamed_moved_and_removed(store: Store) -> None:

@@ -270,7 +270,7 @@ def test_hundreds_of_small_publications_leave_few_files_and_small_ones(
     monkeypatch.setattr("os.fsync", lambda _: None)
     count = 600
     rows: list[WireRow] = [
-        (number, f"plan {number}", None, "deny", WHEN, WHEN) for number in (1, 2)
+        (number, f"plan {number}", None, "deny", None, None, None, WHEN, WHEN) for number in (1, 2)
     ]
     sink = FileRepository(shelf.folder.as_uri(), keys=shelf.keys).sink
     assert sink is not None

@@ -106,7 +106,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
 
 
 def plan(plan_id: int, name: str) -> tuple[int | str | None, ...]:
-    return (plan_id, name, None, "deny", WHEN, WHEN)
+    return (plan_id, name, None, "deny", None, None, None, WHEN, WHEN)
 
 
 def plans(*names: str, deleted: list[int] | None = None) -> Page:

@@ -264,7 +264,7 @@ def status(db_path: Path) -> None:
                 f"{plural(waiting, 'usage row')} waiting" if waiting else "all usage there"
             )
         pairs.append(("target", f"{target.url}: {', '.join(parts)}"))
-    show_pairs(asdict(found) | {"freshness": fresh}, pairs)
+    show_pairs(asdict(found) | {"freshness": fresh and fresh._asdict()}, pairs)
 
 
 COMMANDS: tuple[click.Command, ...] = (init, account, service, changes, status)

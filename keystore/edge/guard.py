@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from keystore import clock, sql
 from keystore.db import StoreInfo
-from keystore.edge.decision import Freshness, Limit
+from keystore.edge.decision import Entry, Freshness, Limit
 from keystore.errors import DamagedStoreError
 
 if TYPE_CHECKING:
@@ -104,9 +104,12 @@ class ClockGuard:
         limit = self._limits[(now > self._valid_until) + (now > self._usable_until)]
         return Freshness(self._as_of[0], self._info.as_of_at, age, limit)
 
-    def next_limit(self, now: float) -> float:
-        """Return when a decision made now may turn out otherwise, for being offline."""
-        return self._valid_until if now <= self._valid_until else self._usable_until
+    def holds_until(self, entry: Entry, now: float, freshness: Freshness) -> float:
+        """Return when a decision made now may turn out otherwise, for being offline or stale."""
+        until = self._valid_until if now <= self._valid_until else self._usable_until
+        if entry.max_staleness_seconds is None or entry.stale_action == "allow":
+            return until
+        return min(until, now + entry.max_staleness_seconds - freshness.age_seconds)
 
     def should_mark(self, now: float) -> bool:
         """Whether the mark is so old that it is to be written without any usage."""

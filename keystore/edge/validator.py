@@ -9,7 +9,6 @@ lock: a slice of the WAL-index, one SHA-256, one look into a dict, the clock. Wh
 there takes the slow way, which knows all the rules.
 """
 
-import asyncio
 import os
 import threading
 import time
@@ -35,12 +34,10 @@ LOOK_SECONDS = 0.001
 """How long another file at the same path may go unnoticed, while checks come thick and fast."""
 ANSWER_SECONDS = 1.0
 """How old the age in a decision may be; times of a store are whole seconds, too."""
-STEP_SECONDS = 0.001
-"""How far a clock may be set back without a second look at what is remembered."""
 
 
 class Validator(db.Closing):
-    """Validates tokens against one store, an origin or a replica. Safe to share between threads.
+    """Validates tokens against one store, from any thread.
 
     Args:
         path: the store's file.
@@ -85,9 +82,10 @@ class Validator(db.Closing):
         # wall clock, the slow way is not due whatever a check is for.
         self._header, self._seen = self._commits.header, self._NEVER
         self._fast_from = self._slow_at = -inf
-        self._behind = 0.0
         self._answers = self._cache.answers
         self._uses, self._room = self._usage.uses, 0
+        self._freshness: Freshness | None = None
+        self._behind = 0.0
         forks.tell(self)
 
     def close(self) -> None:
@@ -115,9 +113,13 @@ class Validator(db.Closing):
             ValueError: ``cost`` is negative, which would give usage back, or above ``MAX_COST``.
             ForkedError: the process was forked since the file was opened.
         """
+        digest = None
         try:
-            if self._header[:HEADER_BYTES] == self._seen:
-                answer = self._answers[sha256(token.encode()).digest()]
+            digest = sha256(token.encode()).digest()
+            if (
+                self._header[:HEADER_BYTES] == self._seen
+                and (answer := self._answers.get(digest)) is not None
+            ):
                 now = time.time()
                 if self._fast_from <= now < self._slow_at and now < answer.until:
                     if answer.is_plain and (service is None or service in answer.services):
@@ -131,10 +133,10 @@ class Validator(db.Closing):
                             return answer.decision
                     elif (decision := self._limited(answer, service, cost, ip)) is not None:
                         return decision
-        # Nothing wider: what a signal handler raises here would be counted a second time.
-        except (LookupError, ValueError, TypeError, AttributeError):
-            pass  # a token that is not remembered, or is none; the slow way says what it is
-        return self._check(token, service, cost, ip)
+        # (Nothing wider: what a signal handler raises here would be counted a second time.)
+        except (ValueError, TypeError, AttributeError):
+            pass  # it is no token; the slow way says so
+        return self._check(token, digest, service, cost, ip)
 
     async def check_async(
         self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
@@ -143,21 +145,21 @@ class Validator(db.Closing):
 
         What is known is answered at once; what may wait for the disk is done by a thread.
         """
-        if self.is_known(token):
-            return self.check(token, service=service, cost=cost, ip=ip)
-        return await asyncio.to_thread(self.check, token, service=service, cost=cost, ip=ip)
+        import asyncio  # 40 ms that most never need
 
-    def is_known(self, token: str) -> bool:
-        """Whether :meth:`check` would answer at once, without a look at the file."""
-        try:
-            return (
-                self._header[:HEADER_BYTES] == self._seen
-                and sha256(token.encode()).digest() in self._answers
-                and self._fast_from <= time.time() < self._slow_at
-                and len(self._uses) + 1 < self._room
-            )
-        except Exception:  # noqa: BLE001 - as in check()
-            return False
+        if self._may_wait(token):
+            return await asyncio.to_thread(self.check, token, service=service, cost=cost, ip=ip)
+        return self.check(token, service=service, cost=cost, ip=ip)
+
+    def _may_wait(self, token: str) -> bool:
+        """Whether a check has to read or to write the file, or to wait for another thread."""
+        return (
+            self._header[:HEADER_BYTES] != self._seen
+            or self._cache.get(sha256(token.encode("utf-8", "surrogatepass")).digest()) is None
+            or len(self._uses) + 1 >= self._room
+            or time.monotonic() >= self._usage.due_at
+            or self._lock.locked()
+        )
 
     def flush(self) -> int:
         """Write all counted usage now; return how many checks that were.
@@ -193,7 +195,7 @@ class Validator(db.Closing):
         """
         with self._lock, self._file.errors():
             self._look_for_commits()
-            return self._freshness(*self._guard.now())
+            return self._freshness
 
     def now(self) -> float:
         """Return the time that this store's keys are judged by, in Unix seconds.
@@ -242,15 +244,17 @@ class Validator(db.Closing):
                 return self._flushed(decision)
         return decision
 
-    def _check(self, token: str, service: str | None, cost: int, ip: str | None) -> Decision:
+    def _check(
+        self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
+    ) -> Decision:
         if not 0 <= cost <= MAX_COST:
             msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
             raise ValueError(msg)
         with self._lock:
-            forks.refuse_inherited(self._file)
+            if self._file.is_inherited:
+                forks.refuse_inherited(self._file)
             try:
-                with self._file.errors():
-                    decision = self._decide(token, service, cost, ip)
+                decision = self._decide(token, digest, service, cost, ip)
                 if decision.allowed and cost:
                     self._count(decision, cost)
             except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
@@ -258,20 +262,26 @@ class Validator(db.Closing):
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
         return decision
 
-    def _decide(self, token: str, service: str | None, cost: int, ip: str | None) -> Decision:
-        self._look_for_commits()
+    def _decide(
+        self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
+    ) -> Decision:
+        at = time.time()
+        if self._header[:HEADER_BYTES] != self._seen or not self._fast_from <= at < self._slow_at:
+            self._look_for_commits()
+            at = self._fast_from
         if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
             return Decision(allowed=False, reason=Reason.MALFORMED)
         if tokens.shape(token, self._info.token_prefix) is tokens.Shape.MISTYPED:
             return Decision(allowed=False, reason=Reason.MALFORMED)
-        now, behind = self._guard.now()
-        if now >= self._guard.mark_due and self._guard.should_mark(now):
-            self._mark_clock()
-        freshness = self._freshness(now, behind)
+        behind, freshness = self._behind, self._freshness
+        now = at + behind
         if freshness is None:
             return Decision(allowed=False, reason=Reason.NOT_SYNCED)
-        digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        entry = self._cache.entry(self._file.conn, digest)
+        if digest is None:
+            digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        entry = known = self._cache.get(digest)
+        if entry is None:
+            entry = self._cache.read(self._file.conn, digest)
         if entry is None:
             # past the end it may be a key that is younger than the data
             is_over = freshness.limit is not None and freshness.limit.is_over
@@ -281,7 +291,8 @@ class Validator(db.Closing):
             self._file.conn, entry.api_key_id
         )
         decision = decide(entry, now, freshness, ip, has_service=has_service)
-        if decision.allowed and self._usage.is_buffered:
+        # (Not the first time: a token that comes once is not worth it.)
+        if decision.allowed and known is not None and self._usage.is_buffered:
             answer = self._answers.get(digest)
             if answer is None or now - behind >= answer.until:
                 answer = self._remember(digest, entry, decision, now, behind)
@@ -296,18 +307,19 @@ class Validator(db.Closing):
     ) -> Answer:
         """Let the fast way give this answer while nothing but a commit could change it."""
         until = min(now + ANSWER_SECONDS, entry.expires_at or inf)
-        bound = entry.max_staleness_seconds
-        if not self._info.is_origin:
-            until = min(until, self._guard.next_limit(now))
-            if bound is not None and entry.stale_action != "allow" and decision.freshness:
-                until = min(until, now + bound - decision.freshness.age_seconds)
+        if decision.freshness and not self._info.is_origin:
+            until = min(until, self._guard.holds_until(entry, now, decision.freshness))
         # The fast way asks the wall clock alone, which may be behind this store's time.
-        answer = Answer(until - behind, decision, (entry.api_key_id, entry.account_id, 1), entry)
-        self._answers[digest] = answer
+        use = (entry.api_key_id, entry.account_id, 1)
+        answer = self._answers[digest] = Answer(until - behind, decision, use, entry)
         return answer
 
     def _look_for_commits(self) -> None:
-        self._reopen_if_replaced()
+        # The path is followed, not the file that it once named: a replica may be made anew there.
+        identity = db.identity(self._path)
+        if identity != self._identity:
+            self._reopen()
+            self._identity = identity
         header = self._commits.look()  # before the rows are read: they are no older
         if header is None or header != self._seen:
             with self._file.read() as conn:
@@ -326,33 +338,29 @@ class Validator(db.Closing):
             self._guard.look(info)
             # Kept only now: if anything above fails, the next check starts over.
             self._seen = self._NEVER if header is None else header
-        self._plan_slow_way()
+        if self._guard.should_mark(self._guard.now()[0]):
+            self._mark_clock()
+        self._flush_if_due()
 
     def _plan_slow_way(self) -> None:
         """Say when the fast way is to be left: to look at the path, to flush, to note the clock."""
         now, behind = self._guard.now()
-        if behind > self._behind + STEP_SECONDS:
+        if behind > self._behind + 0.001:  # (less is the clocks' grain)
             self._answers.clear()  # they hold until times that the wall clock now shows too late
-        self._behind = behind
+        if self._info.is_origin:
+            self._freshness = Freshness(self._last_change, None, 0.0)
+        else:
+            self._freshness = self._guard.freshness(now, behind)
         waits = min(LOOK_SECONDS, self._usage.due_at - time.monotonic(), self._guard.mark_due - now)
-        self._room = self._usage.room
+        self._room, self._behind = self._usage.room, behind
         self._fast_from = now - behind
         self._slow_at = self._fast_from + waits
-
-    def _reopen_if_replaced(self) -> None:
-        """Follow the path, not the file that it once named: a replica may be made anew there."""
-        identity = db.identity(self._path)
-        if identity != self._identity:
-            self._reopen()
-            self._identity = identity
 
     def _reopen(self) -> None:
         old_file, old_writer = self._file, self._writer
         with ExitStack() as on_failure:
             file, writer = (
-                on_failure.enter_context(
-                    db.open_store(old_file.path, busy_timeout=IMPATIENT_SECONDS)
-                )
+                on_failure.enter_context(db.open_store(self._path, busy_timeout=IMPATIENT_SECONDS))
                 for _ in range(2)
             )
             if file.info().origin_id != self._info.origin_id:
@@ -367,14 +375,8 @@ class Validator(db.Closing):
         old_file.close()
         old_writer.close()
 
-    def _freshness(self, now: float, behind: float) -> Freshness | None:
-        if self._info.is_origin:
-            return Freshness(self._last_change, None, 0.0)
-        return self._guard.freshness(now, behind)
-
     def _mark_clock(self) -> None:
-        # A file that cannot be written, for good or just now, changes no answer: the clock is
-        # guarded in memory all the same, and the mark is tried again later.
+        # A file that cannot be written changes no answer: the clock is guarded in memory as well.
         with suppress(KeystoreError), self._writer.write() as conn:
             self._guard.mark(conn)
 
@@ -393,7 +395,6 @@ class Validator(db.Closing):
         self._plan_slow_way()
 
     def _count(self, decision: Decision, cost: int) -> None:
-        if decision.api_key_id is None or decision.account_id is None:
-            return
-        self._usage.add((decision.api_key_id, decision.account_id, cost))
-        self._flush_if_due()
+        self._usage.add((decision.api_key_id or 0, decision.account_id or 0, cost))
+        if len(self._uses) >= self._room or len(self._uses) == 1:
+            self._flush_if_due()
