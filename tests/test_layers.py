@@ -20,8 +20,8 @@ LAYERS = [
     {"backup"},
     {"admin"},
     {"store", "legacy", "export"},
-    {"sync", "edge", "testing"},
-    {"http", "doctor", "repair"},
+    {"sync", "edge"},
+    {"http", "doctor", "repair", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,15 +1,18 @@
 """Commands of the edge: check, serve."""
 
+import json
 from contextlib import ExitStack
-from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 import click
 
 from keystore.cli import offline
-from keystore.cli.common import argument_or_stdin, show, show_line, store_options, wants_json
+from keystore.cli.common import argument_or_stdin, show, store_options, wants_json
 from keystore.edge import Decision, Reason, Validator
 from keystore.edge.validator import MAX_COST
+
+MAX_WORKERS = 256
 
 _WORDS = {
     Reason.MALFORMED: "that is no token, or one with a typing error (its checksum is wrong)",
@@ -38,6 +41,24 @@ def _host(text: str) -> str:
     if not text.strip():
         raise click.BadParameter("name an address")
     return text
+
+
+def _mode(text: str) -> int:
+    """Read permissions, such as 660."""
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise click.BadParameter(f"{text!r} is not like 660")
+    return mode
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(short_help="Say whether a token may pass.")
@@ -78,16 +99,60 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
     "--host",
     type=_host,
     metavar="ADDRESS",
-    default="127.0.0.1",
-    show_default=True,
-    help="The address to listen on.",
+    help="The address to listen on.  [default: 127.0.0.1]",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=8080,
+    help="The port; 0 takes a free one.  [default: 8080]",
+)
+@click.option(
+    "--public", is_flag=True, help="Listen on an address that other machines can reach, too."
+)
+@click.option(
+    "--unix",
+    "unix_path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Listen on a Unix socket instead.",
+)
+@click.option(
+    "--unix-mode",
+    type=_mode,
+    metavar="OCTAL",
+    default="660",
     show_default=True,
-    help="The port; 0 takes a free one.",
+    help="The socket's permissions.",
+)
+@click.option(
+    "--trust-proxy",
+    "trusted",
+    type=_network,
+    metavar="CIDR",
+    multiple=True,
+    help="Believe X-Forwarded-For from these peers, too. Repeatable.",
+)
+@click.option("--query-token", metavar="NAME", help="A query parameter that may hold the token.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Processes that answer on the one port.",
+)
+@click.option(
+    "--max-pending",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Uses that one worker's crash may lose; 1 writes each before it is answered.",
+)
+@click.option(
+    "--flush-seconds",
+    type=click.FloatRange(0.01),
+    default=5.0,
+    show_default=True,
+    help="How long a use may wait for the disk.",
 )
 @click.option(
     "--sync",
@@ -99,36 +164,81 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
     "--usage-to", metavar="TARGET", help="Hand usage to this hub meanwhile, and nothing else."
 )
 @store_options
-def serve(db_path: Path, host: str, port: int, sync_with: str | None, usage_to: str | None) -> None:
-    """Answer checks over HTTP: 200 yes, 401 or 403 no, 503 not now.
+def serve(
+    db_path: Path,
+    host: str | None,
+    port: int | None,
+    public: bool,
+    unix_path: Path | None,
+    unix_mode: int,
+    trusted: tuple[IPv4Network | IPv6Network, ...],
+    query_token: str | None,
+    workers: int,
+    max_pending: int,
+    flush_seconds: float,
+    sync_with: str | None,
+    usage_to: str | None,
+) -> None:
+    """Answer checks over HTTP: 200 yes, 401, 403 or 429 no, 503 not now.
 
-    The token comes as "Authorization: Bearer" or "X-API-Key"; any method on /check or below. A
-    replica of signed files whose signatures expire says so on standard error, a day before, when
-    they have, and when it begins to deny.
+    The token comes as "Authorization: Bearer" or "X-API-Key"; any method on /check or below. Also
+    /healthz, /readyz and /metrics. A replica of signed files whose signatures expire says so on
+    standard error, a day before, when they have, and when it begins to deny.
 
     \b
     Example:
       keystore serve --db edge.db --port 8080 --sync postgresql://hub.example.org/keystore
+      keystore serve --db edge.db --unix /run/keystore.sock --workers 4
       curl -i -H "X-API-Key: $TOKEN" http://127.0.0.1:8080/check
     """
+    from keystore.http import voice
+    from keystore.http.check import LOOPBACK, Settings
     from keystore.http.server import run
+    from keystore.http.sockets import Place
 
-    ready = show
+    if unix_path is not None and (host is not None or port is not None or public):
+        raise click.UsageError("--unix takes the place of --host, --port and --public.")
+    place = Place(host or "127.0.0.1", 8080 if port is None else port, unix_path, unix_mode, public)
+    settings = Settings(trusted=LOOPBACK + trusted, query_token=query_token)
+    as_json, is_followed = wants_json(), bool(sync_with or usage_to)
+
+    def ready(url: str) -> None:
+        said = f"Serving {db_path} at {url}{'' if unix_path else '/check'}"
+        # One line each, as what follows says.
+        line = json.dumps({"url": url}, indent=None if is_followed else 2) if as_json else said
+        voice.tell(line, voice.OUT)
+
     with ExitStack() as ends:
-        if sync_with or usage_to:
+        if is_followed:
             from keystore.cli.follow import following
 
-            ready = partial(show_line, as_json=wants_json())  # one line each, as what follows
             ends.enter_context(following(db_path, sync_with, usage_to))
         # Closed first, which flushes its usage; then that is handed up.
-        validator = ends.enter_context(Validator(db_path))
-        ends.enter_context(offline.watching(validator, db_path))
-        run(
-            validator,
-            host,
-            port,
-            on_ready=lambda url: ready({"url": url}, f"Serving {db_path} at {url}/check"),
+        validator = ends.enter_context(
+            Validator(db_path, max_pending=max_pending, max_seconds=flush_seconds)
         )
+        ends.enter_context(offline.watching(validator, db_path))
+        if workers == 1:
+            run(
+                validator,
+                db_path,
+                place,
+                on_ready=ready,
+                settings=settings,
+                flush_seconds=flush_seconds,
+            )
+        else:
+            from keystore.http.workers import run_workers
+
+            run_workers(
+                db_path,
+                place,
+                workers,
+                on_ready=ready,
+                settings=settings,
+                max_pending=max_pending,
+                flush_seconds=flush_seconds,
+            )
 
 
 def _sentence(decision: Decision) -> str:

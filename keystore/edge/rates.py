@@ -25,8 +25,8 @@ class Rates(Protocol):
     def look(self, api_key_id: int, rate: Rate) -> RateLimit:
         """Say what is left for a key, and count nothing."""
 
-    def clear(self) -> None:
-        """Forget all keys: these ids mean others from now on."""
+    def clear(self, origin_id: str) -> None:
+        """Forget all keys, unless their ids are this origin's already."""
 
 
 class LocalRates:
@@ -53,7 +53,7 @@ class LocalRates:
         now = time.monotonic()
         return peek(self._times.get(api_key_id, now), now, rate)
 
-    def clear(self) -> None:
+    def clear(self, origin_id: str) -> None:  # noqa: ARG002 - only who is moved asks for it
         """Forget all keys."""
         with self._lock:
             self._times.clear()

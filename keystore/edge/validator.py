@@ -86,6 +86,7 @@ class Validator(db.Closing):
         self._uses, self._room = self._usage.uses, 0
         self._freshness: Freshness | None = None
         self._behind = 0.0
+        self.slow_checks = 0  # how many checks took the slow way
         forks.tell(self)
 
     def close(self) -> None:
@@ -187,6 +188,11 @@ class Validator(db.Closing):
         """How many metered checks are counted and not yet flushed."""
         return self._usage.pending
 
+    @property
+    def cached(self) -> int:
+        """How many tokens are remembered."""
+        return len(self._cache)
+
     def freshness(self) -> Freshness | None:
         """How current the data are; ``None`` for a replica that has never synced.
 
@@ -248,11 +254,11 @@ class Validator(db.Closing):
         self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
     ) -> Decision:
         if not 0 <= cost <= MAX_COST:
-            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
-            raise ValueError(msg)
+            raise ValueError(f"cost is {cost}; it must be 0 to {MAX_COST}")
         with self._lock:
             if self._file.is_inherited:
                 forks.refuse_inherited(self._file)
+            self.slow_checks += 1
             try:
                 decision = self._decide(token, digest, service, cost, ip)
                 if decision.allowed and cost:
@@ -363,9 +369,9 @@ class Validator(db.Closing):
                 on_failure.enter_context(db.open_store(self._path, busy_timeout=IMPATIENT_SECONDS))
                 for _ in range(2)
             )
-            if file.info().origin_id != self._info.origin_id:
+            if (origin_id := file.info().origin_id) != self._info.origin_id:
                 self._usage.flush()  # another origin's ids: what was counted is the old file's
-                self._rates.clear()
+                self._rates.clear(origin_id)
             on_failure.pop_all()
         self._cache.clear()
         self._commits = Commits(file)
@@ -381,8 +387,7 @@ class Validator(db.Closing):
             self._guard.mark(conn)
 
     def _flushed(self, decision: Decision) -> Decision:
-        """Flush before a check that has filled the buffer is answered."""
-        with self._lock:
+        with self._lock:  # before a check that has filled the buffer is answered
             self._flush_if_due()
         return decision
 

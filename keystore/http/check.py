@@ -1,25 +1,37 @@
 """Maps a request to a decision to a response; the servers only carry it. No I/O here.
 
-What proxies need: 200 for yes and never 204, 401 and 403 for no, 503 with ``Retry-After`` for "not
-now" and nothing else, any method on any path below ``/check``. Every identity header is in every
-answer, empty where there is no identity: a proxy that copies them must overwrite what a client
-sent under the same name.
+===============================  ==================================================
+``/check``                       may this key pass?
+``/services/NAME/check``         may it be used for this service?
+``/nginx/…`` before either       the same, for nginx's auth_request
+``POST /v2/keys.verifyKey``      what Unkey's clients ask (:mod:`keystore.http.unkey`)
+===============================  ==================================================
+
+Any method, and any path below: Envoy appends the client's. What is asked for stands in the path,
+which the operator of the proxy has written, and never in the query or in a header: with Envoy the
+former is the client's, with the others the latter are.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, Protocol
-from urllib.parse import quote
+from urllib.parse import parse_qsl, unquote
 
-from keystore.edge.decision import Decision, Reason
+from keystore.edge.decision import Decision
+from keystore.http.answers import Response, absent, answer, problem
+
+__all__ = ["Checker", "Request", "Response", "Settings", "respond", "wants_body"]
 
 CHECK_PATH = "/check"
-RETRY_AFTER_SECONDS = 5
+SERVICES_PATH = "/services/"
+NGINX_PATH = "/nginx"
+VERIFY_PATH = "/v2/keys.verifyKey"
+MAX_BODY_BYTES = 65_536
+"""A body that is wanted may not be larger."""
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-_PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_MOST_PEERS = 1_000
 
 Headers = Mapping[str, str]
 """Header values by lower-case name."""
@@ -56,91 +68,101 @@ class Settings:
     """Proxies whose ``X-Forwarded-For`` is believed; a Unix socket's peer always is."""
     query_token: str | None = None
     """Name of a query parameter that may hold the token; ``None``: none may."""
+    _peers: dict[str, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def trusts(self, peer: str | None) -> bool:
+        """Whether what a peer says of others is believed."""
+        if peer is None:
+            return True
+        known = self._peers.get(peer)
+        if known is None:
+            if len(self._peers) >= _MOST_PEERS:
+                self._peers.clear()
+            known = self._peers[peer] = self._is_trusted(peer)
+        return known
+
+    def _is_trusted(self, peer: str) -> bool:
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        # ::ffff:127.0.0.1 is what a dual-stack socket calls the IPv4 peer 127.0.0.1
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        return any(mapped in network for network in self.trusted)
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP response with a JSON body."""
-
-    status: HTTPStatus
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
+_DEFAULT = Settings()
+_NOT_FOUND = problem(
+    HTTPStatus.NOT_FOUND, f"There is nothing here; ask {CHECK_PATH} or {SERVICES_PATH}NAME/check."
+)
 
 
 def wants_body(method: str, target: str) -> bool:
     """Whether the answer depends on the request's body; all others are read past."""
-    return False
+    return method == "POST" and target.partition("?")[0] == VERIFY_PATH
 
 
-def respond(checker: Checker, request: Request, settings: Settings | None = None) -> Response:
-    """Answer one request.
+def respond(checker: Checker, request: Request, settings: Settings = _DEFAULT) -> Response:
+    """Answer one request."""
+    asked = _asked(request.target.partition("?")[0])
+    if asked is None:
+        if not wants_body(request.method, request.target):
+            return _NOT_FOUND
+        from keystore.http.unkey import verify  # pydantic, for those who need it
 
-    The client's address is what the proxy says: the last entry of ``X-Forwarded-For``, which is the
-    one that the proxy added itself, else ``peer``.
-    """
-    path = request.target.partition("?")[0]
-    if path != CHECK_PATH and not path.startswith(CHECK_PATH + "/"):
-        return _json(HTTPStatus.NOT_FOUND, {"error": f"not found; ask {CHECK_PATH}"}, ())
-    token = token_of(request.headers)
+        return verify(checker, request.body, client_of(request, settings))
+    is_nginx, service = asked
+    token = token_of(request, settings)
     if token is None:
-        challenge = (("WWW-Authenticate", "Bearer"),)
-        return _answer(Decision(allowed=False, reason=Reason.MALFORMED), challenge)
-    return _answer(checker.check(token, ip=_client(request.headers) or request.peer), ())
+        return absent(is_nginx=is_nginx)
+    decision = checker.check(token, service=service, ip=client_of(request, settings))
+    return answer(decision, service, is_nginx=is_nginx)
 
 
-def token_of(headers: Headers) -> str | None:
-    """Find the token: ``Authorization: Bearer …`` or ``X-API-Key``, never the query string."""
+def token_of(request: Request, settings: Settings = _DEFAULT) -> str | None:
+    """Find the token: ``Authorization: Bearer …``, ``X-API-Key``, or a query parameter if allowed.
+
+    The query is the target's; or, from a trusted proxy, that of ``X-Original-URI`` or
+    ``X-Forwarded-Uri``, where the proxy asks with a target of its own.
+    """
+    headers = request.headers
     scheme, _, token = headers.get("authorization", "").strip().partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return headers.get("x-api-key", "").strip() or None
+    if scheme.lower() == "bearer" and (token := token.strip()):
+        return token
+    token = headers.get("x-api-key", "").strip()
+    if token or settings.query_token is None:
+        return token or None
+    uris = [request.target]
+    if settings.trusts(request.peer):
+        uris += [headers.get("x-original-uri", ""), headers.get("x-forwarded-uri", "")]
+    for uri in uris:
+        fields = parse_qsl(uri.partition("?")[2])
+        found = [value for name, value in fields if name == settings.query_token]
+        if found:
+            # Of two, whoever is behind the proxy might read the other one.
+            return found[0] if len(found) == 1 else None
+    return None
 
 
-def _client(headers: Headers) -> str:
-    return headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+def client_of(request: Request, settings: Settings = _DEFAULT) -> str | None:
+    """Return the client's address.
+
+    That is the last entry of a trusted proxy's ``X-Forwarded-For``, the one that it added itself.
+    """
+    forwarded = request.headers.get("x-forwarded-for")
+    if forwarded and settings.trusts(request.peer):
+        return forwarded.rpartition(",")[2].strip() or request.peer
+    return request.peer
 
 
-def _answer(decision: Decision, headers: tuple[tuple[str, str], ...]) -> Response:
-    status = _status(decision)
-    if status is HTTPStatus.UNAUTHORIZED and not headers:
-        headers = (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
-    elif status is HTTPStatus.FORBIDDEN:
-        headers = (("WWW-Authenticate", 'Bearer error="insufficient_scope"'),)
-    elif status is HTTPStatus.SERVICE_UNAVAILABLE:
-        headers = (("Retry-After", str(RETRY_AFTER_SECONDS)),)
-    who = decision if decision.allowed else None
-    fresh = decision.freshness
-    limit = fresh.limit if fresh else None
-    identity = (
-        ("X-Auth-Reason", decision.reason.value),
-        ("X-Auth-Key", _text(who and who.api_key)),
-        ("X-Auth-Account", _text(who and who.account)),
-        ("X-Auth-Plan", _text(who and who.plan)),
-        ("X-Auth-As-Of-Change", _text(fresh and fresh.as_of_change)),
-        ("X-Auth-Age-Seconds", _text(fresh and int(fresh.age_seconds))),
-        ("X-Auth-Grace-Until", _text(limit.usable_until if limit and limit.is_in_grace else None)),
-    )
-    body = {"allowed": decision.allowed, "reason": decision.reason.value}
-    return _json(status, body, headers + identity)
-
-
-def _status(decision: Decision) -> HTTPStatus:
-    if decision.allowed:
-        return HTTPStatus.OK
-    if decision.reason.is_not_now:
-        return HTTPStatus.SERVICE_UNAVAILABLE
-    if decision.reason is Reason.RATE_LIMITED:
-        return HTTPStatus.TOO_MANY_REQUESTS
-    if decision.reason in {Reason.ACCOUNT_INACTIVE, Reason.NETWORK, Reason.SERVICE}:
-        return HTTPStatus.FORBIDDEN
-    return HTTPStatus.UNAUTHORIZED
-
-
-def _text(value: object) -> str:
-    """Write a header value; what could break or split a header is percent-encoded."""
-    return "" if value is None else quote(str(value), safe=_PRINTABLE)
-
-
-def _json(status: HTTPStatus, body: object, headers: tuple[tuple[str, str], ...]) -> Response:
-    fixed = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
-    return Response(status, fixed + headers, json.dumps(body).encode() + b"\n")
+def _asked(path: str) -> tuple[bool, str | None] | None:
+    """Tell from a path whether nginx asks, and for which service; ``None``: it is no check."""
+    is_nginx = path.startswith(NGINX_PATH + "/")
+    if is_nginx:
+        path = path[len(NGINX_PATH) :]
+    service = None
+    if path.startswith(SERVICES_PATH):
+        name, slash, rest = path[len(SERVICES_PATH) :].partition("/")
+        service, path = unquote(name), slash + rest
+    is_check = path == CHECK_PATH or path.startswith(CHECK_PATH + "/")
+    return (is_nginx, service) if is_check and service != "" else None

@@ -1,218 +1,200 @@
-"""A small HTTP/1.1 server for checks: asyncio, httptools for parsing, uvloop where present.
+"""A small HTTP/1.1 server for checks: asyncio, uvloop where present. One process.
 
-Request bodies are read past and never kept. A connection that is silent, or dawdles over its
-headers, for :data:`IDLE_SECONDS` is closed; headers past :data:`MAX_HEADER_BYTES` are refused.
+:mod:`keystore.http.workers` runs several of them on one port.
 """
 
 import asyncio
 import contextlib
+import gc
+import json
+import os
 import signal
+import socket
 from collections.abc import Callable
-from functools import cache
 from http import HTTPStatus
-from typing import Any
+from pathlib import Path
 
-from keystore.edge import Validator
-from keystore.errors import KeystoreError, UnsupportedTargetError
-from keystore.http.check import Request, Response, respond
+from keystore.edge import Reason, Validator
+from keystore.http import sockets
+from keystore.http.answers import RETRY_AFTER_SECONDS, Response
+from keystore.http.check import Settings
+from keystore.http.connection import Connection
+from keystore.http.counts import CACHED, PENDING, SLOW_CHECKS, Counts
+from keystore.http.health import Health
+from keystore.http.service import Service
 
-MAX_HEADER_BYTES = 65_536
-IDLE_SECONDS = 75.0
 FLUSH_SECONDS = 1.0
+"""How often at least usage is looked at."""
+SWEEP_SECONDS = 1.0
 GRACE_SECONDS = 2.0
-"""How long a client may take to read its last answers when the server ends."""
-_CREDENTIALS = {"authorization", "x-api-key"}
-
-try:
-    import httptools
-except ImportError as error:
-    raise UnsupportedTargetError(
-        "the server needs the extra 'server' (httptools is not installed).",
-        hint="pip install 'keystore[server]'",
-    ) from error
+"""How long a client may take for what it has begun, and to read its last answers, at the end."""
+_COLLECT_AFTER = 20_000
+"""New objects between two collections; the requests themselves make no cycles."""
+_MOST_CONNECTIONS = 10_000
+_OTHER_FILES = 64
+"""Descriptors that are kept for other things than connections."""
 
 
-class _Connection(asyncio.Protocol):
-    """One client connection; httptools calls the ``on_…`` methods while it is fed."""
-
-    def __init__(self, validator: Validator, open_connections: "set[_Connection]") -> None:
-        self._validator = validator
-        self._open_connections = open_connections
-        self._parser: Any = httptools.HttpRequestParser(self)
-        self._idle: asyncio.TimerHandle | None = None
-        self._url = b""
-        self._headers: dict[str, str] = {}
-        self._size = self._unparsed = 0
-        self._is_in_headers = True
-        self._is_ambiguous = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport
-        self._open_connections.add(self)
-        self._restart_timer()
-
-    def close(self) -> None:
-        """Send what is answered already, then close."""
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._transport.abort()
-
-    def pause_writing(self) -> None:
-        """Read no further requests from a client that does not read its answers."""
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._open_connections.discard(self)
-        if self._idle is not None:
-            self._idle.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        # Counted here as well: a header that never ends is never handed over.
-        self._unparsed += len(data) if self._is_in_headers else 0
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._transport.close()
-        except httptools.HttpParserCallbackError:  # ours, not the client's
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
-        except httptools.HttpParserError:
-            self._refuse(HTTPStatus.BAD_REQUEST)
-        if self._is_in_headers and self._unparsed > MAX_HEADER_BYTES:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-
-    def on_message_begin(self) -> None:
-        self._url = b""
-        self._headers = {}
-        self._size = 0
-        self._is_in_headers = True
-        self._is_ambiguous = False
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-        self._size += len(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_in_headers:
-            return  # a trailer of a chunked body; proxies check and forward headers only
-        key = name.decode("latin-1").lower()
-        # Two credentials: whoever is behind the proxy might read the other one.
-        self._is_ambiguous |= key in _CREDENTIALS and key in self._headers
-        self._headers[key] = value.decode("latin-1")
-        self._size += len(name) + len(value)
-
-    def on_headers_complete(self) -> None:
-        self._is_in_headers = False
-        self._unparsed = 0
-        if self._headers.get("expect", "").lower() == "100-continue":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_message_complete(self) -> None:
-        self._is_in_headers = True
-        if self._transport.is_closing():
-            return
-        if self._size > MAX_HEADER_BYTES:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            return
-        if self._is_ambiguous:
-            self._refuse(HTTPStatus.BAD_REQUEST)
-            return
-        peer = (self._transport.get_extra_info("peername") or (None,))[0]
-        method = self._parser.get_method().decode("latin-1")
-        request = Request(method, self._url.decode("latin-1"), self._headers, peer)
-        response = respond(self._validator, request)
-        keep_alive = self._parser.should_keep_alive()
-        is_head = self._parser.get_method() == b"HEAD"
-        self._transport.write(_serialized(response, keep_alive=keep_alive, is_head=is_head))
-        if keep_alive:
-            self._restart_timer()
-        else:
-            self._transport.close()
-
-    def _refuse(self, status: HTTPStatus) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(
-                _serialized(Response(status, (), b""), keep_alive=False, is_head=False)
-            )
-            self._transport.close()
-
-    def _restart_timer(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._transport.close)
-
-
-def _serialized(response: Response, *, keep_alive: bool, is_head: bool) -> bytes:
-    lines = [_status_line(response.status)]
-    lines += [f"{name}: {value}" for name, value in response.headers]
-    lines.append(f"Content-Length: {len(response.body)}")
-    lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
-    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-    return head if is_head else head + response.body
-
-
-@cache
-def _status_line(status: HTTPStatus) -> str:
-    return f"HTTP/1.1 {status.value} {status.phrase}"
-
-
-async def serve(
-    validator: Validator, host: str, port: int, *, on_ready: Callable[[str], None]
+def run(
+    validator: Validator,
+    path: Path,
+    place: sockets.Place,
+    *,
+    on_ready: Callable[[str], None],
+    settings: Settings | None = None,
+    flush_seconds: float = FLUSH_SECONDS,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; ``on_ready`` gets the base URL once connections are taken.
+    """Serve in this process until SIGINT or SIGTERM; the validator's store is at ``path``.
 
-    Port 0 takes a free one. Usage is flushed every second and the caller closes the validator.
+    ``on_ready`` gets the URL once connections are taken; the caller closes the validator, which
+    flushes its usage. ``flush_seconds`` is how long usage may wait for the disk at most.
 
     Raises:
-        KeystoreError: the address cannot be bound.
+        KeystoreError: the place is taken, or cannot be bound.
     """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    open_connections: set[_Connection] = set()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        server = await loop.create_server(
-            lambda: _Connection(validator, open_connections), host, port
-        )
-    except OSError as error:
-        raise KeystoreError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}.",
-            hint="Choose another with --host and --port.",
-        ) from error
-    flusher = asyncio.create_task(_flush_regularly(validator))
-    async with server:
-        address = server.sockets[0].getsockname()
-        name = f"[{address[0]}]" if ":" in address[0] else address[0]
-        on_ready(f"http://{name}:{address[1]}")
-        await stop.wait()
-        flusher.cancel()
-        # From Python 3.12 on, leaving the block waits for every connection to end.
-        for connection in tuple(open_connections):
-            connection.close()
-        for _ in range(int(GRACE_SECONDS / 0.02)):
-            if not open_connections:
-                break
-            await asyncio.sleep(0.02)
-        for connection in tuple(open_connections):
-            connection.abort()
+    with sockets.bound(place) as sock:
+        sock.listen(sockets.BACKLOG)
+        identity = sockets.identity_of(place.path) if place.path else None
+        try:
+            serve_on(
+                sock,
+                validator,
+                path,
+                settings or Settings(),
+                Counts(),
+                on_ready=lambda: on_ready(place.url(sock)),
+                flush_seconds=flush_seconds,
+            )
+        finally:
+            if place.path is not None and identity is not None:
+                sockets.remove(place.path, identity)
 
 
-async def _flush_regularly(validator: Validator) -> None:
-    while True:
-        await asyncio.sleep(FLUSH_SECONDS)
-        with contextlib.suppress(Exception):  # it stays counted; the next second tries again
-            await asyncio.to_thread(validator.flush_if_due)
+def serve_on(
+    sock: socket.socket,
+    validator: Validator,
+    path: Path,
+    settings: Settings,
+    counts: Counts,
+    *,
+    on_ready: Callable[[], None],
+    flush_seconds: float,
+    until: int | None = None,
+) -> None:
+    """Serve on a socket that listens, on uvloop where it is installed, else on asyncio's own loop.
 
-
-def run(validator: Validator, host: str, port: int, *, on_ready: Callable[[str], None]) -> None:
-    """Run :func:`serve` on uvloop where it is installed, else on asyncio's own loop."""
+    Until SIGINT or SIGTERM, or until the pipe ``until`` has come to its end.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
         from uvloop import new_event_loop as factory
+    pages = _pages(counts, Health(validator, path))
+    service = Service(validator, settings, counts, pages, _most_connections())
+    # What is there now stays: the collector need not look through it in the middle of a check.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(validator, host, port, on_ready=on_ready))
+        runner.run(_serve(sock, validator, service, on_ready, flush_seconds, until))
+
+
+async def _serve(
+    sock: socket.socket,
+    validator: Validator,
+    service: Service,
+    on_ready: Callable[[], None],
+    flush_seconds: float,
+    until: int | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    # asyncio's own handler would log what a callback was called with.
+    loop.set_exception_handler(lambda _, context: service.report(context.get("exception")))
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if until is not None:
+        loop.add_reader(until, lambda: None if os.read(until, 4096) else stop.set())
+    create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+    server = await create(lambda: Connection(service), sock=sock, backlog=sockets.BACKLOG)
+    tasks = (
+        asyncio.create_task(_sweep(validator, service)),
+        asyncio.create_task(_flush(validator, min(FLUSH_SECONDS, flush_seconds))),
+    )
+    on_ready()
+    await stop.wait()
+    if until is not None:
+        loop.remove_reader(until)
+    server.close()
+    for task in tasks:
+        task.cancel()
+    service.is_ending = True
+    await asyncio.sleep(0.01)  # what has arrived already is read and answered
+    service.end()
+    deadline = loop.time() + GRACE_SECONDS
+    while service.connections and loop.time() < deadline:
+        await asyncio.sleep(0.02)
+    service.abort()
+    await asyncio.sleep(0)
+
+
+async def _sweep(validator: Validator, service: Service) -> None:
+    before = 0
+    while True:
+        row = service.counts.row
+        row[SLOW_CHECKS] += validator.slow_checks - before
+        before = validator.slow_checks
+        row[PENDING], row[CACHED] = validator.pending, validator.cached
+        try:
+            service.sweep()
+        except Exception as error:  # noqa: BLE001 - the next sweep is to come, whatever it was
+            service.report(error)
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def _flush(validator: Validator, period: float) -> None:
+    while True:
+        await asyncio.sleep(period)
+        # Whatever it is, the usage stays counted, and the next round tries again.
+        with contextlib.suppress(Exception):
+            await asyncio.to_thread(validator.flush_if_due)
+
+
+def _pages(counts: Counts, health: Health) -> dict[str, Callable[[], Response]]:
+    made: list[Callable[[], bytes]] = []
+
+    def alive() -> Response:
+        return _json(HTTPStatus.OK, {"alive": True})
+
+    def ready() -> Response:
+        reason = health.state().reason
+        if reason is Reason.OK:
+            return _json(HTTPStatus.OK, {"ready": True, "reason": reason.value})
+        retry = (("Retry-After", str(RETRY_AFTER_SECONDS)),)
+        said = {"ready": False, "reason": reason.value}
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, said, retry)
+
+    def metrics() -> Response:
+        from keystore.http.metrics import CONTENT_TYPE, Metrics
+
+        if not made:
+            made.append(Metrics(counts, health).text)
+        return Response(HTTPStatus.OK, (("Content-Type", CONTENT_TYPE),), made[0]())
+
+    return {"/healthz": alive, "/readyz": ready, "/metrics": metrics}
+
+
+def _json(status: HTTPStatus, body: object, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    fixed = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+    return Response(status, fixed + headers, json.dumps(body).encode() + b"\n")
+
+
+def _most_connections() -> int:
+    """Return how many connections the system lets this process have."""
+    try:
+        import resource
+    except ImportError:  # Windows, where descriptors are no such bound
+        return _MOST_CONNECTIONS
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return max(1, min(_MOST_CONNECTIONS, limit - 2 * _OTHER_FILES))

@@ -1,0 +1,225 @@
+"""A store in memory, for the tests of programs that check keys.
+
+:class:`MemoryKeys` takes the place of a ``Validator``. It has no file, its clock stands still until
+it is set, and it goes stale when it is told to. Decisions are made by the same code.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from ipaddress import ip_network
+from uuid import uuid4
+
+from keystore import clock, tokens
+from keystore.edge.decision import (
+    Decision,
+    Entry,
+    Freshness,
+    Limit,
+    Rate,
+    RateLimit,
+    Reason,
+    decide,
+)
+from keystore.edge.rates import peek, spend
+from keystore.edge.validator import MAX_COST
+from keystore.errors import NotFoundError
+
+_DAY = 86_400.0
+
+
+class MemoryKeys:
+    """Keys in memory, and the checks of a ``Validator``. Safe to share between threads.
+
+    ``now`` is the time by which keys are judged, in Unix seconds; set it, or :meth:`wait`.
+    """
+
+    def __init__(self, *, token_prefix: str = tokens.DEFAULT_PREFIX) -> None:
+        self.now = time.time()
+        self._prefix = token_prefix
+        self._lock = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        self._services: dict[int, frozenset[str]] = {}
+        self._accounts: dict[str, int] = {}
+        self._usage: dict[int, int] = {}
+        self._whole_at: dict[int, float] = {}
+        self._change = 0
+        self._age = 0.0
+        self._is_over = False
+        self._failure: Reason | None = None
+
+    def issue(
+        self,
+        account: str = "ada@example.org",
+        *,
+        plan: str = "free",
+        label: str | None = None,
+        expires_at: float | None = None,
+        networks: Sequence[str] = (),
+        metadata: Mapping[str, object] | None = None,
+        services: Sequence[str] = (),
+        rate_limit: int | None = None,
+        rate_window_seconds: int = 60,
+        rate_burst: int | None = None,
+        max_staleness_seconds: int | None = 3600,
+    ) -> str:
+        """Issue a key and return its token; the account, plan and services need not be added first.
+
+        The rate and the bound on staleness, which a real store takes from the plan, are the key's.
+        ``expires_at`` is in Unix seconds, ``networks`` are in CIDR notation.
+        """
+        with self._lock:
+            api_key = uuid4()
+            entry = Entry(
+                api_key_id=len(self._entries) + 1,
+                api_key=str(api_key),
+                is_active=True,
+                status="assigned",
+                expires_at=expires_at,
+                networks=tuple(map(ip_network, networks)) or None,
+                label=label,
+                metadata=json.dumps(metadata) if metadata else None,
+                account_id=self._accounts.setdefault(account, len(self._accounts) + 1),
+                account=account,
+                account_is_active=True,
+                plan=plan,
+                max_staleness_seconds=max_staleness_seconds,
+                stale_action="deny",
+                rate=Rate(rate_limit, rate_window_seconds, rate_burst or rate_limit)
+                if rate_limit
+                else None,
+            )
+            token = tokens.new_token(api_key, self._prefix)
+            self._services[entry.api_key_id] = frozenset(services)
+            self._put(token, entry)
+            return token
+
+    def revoke(self, token: str) -> None:
+        """Revoke a key, for good.
+
+        Raises:
+            NotFoundError: no key has that token; so in all that follow.
+        """
+        self._put(token, self._entry(token)._replace(is_active=False, status="revoked"))
+
+    def suspend(self, token: str) -> None:
+        """Give a key a status that allows no access."""
+        self._put(token, self._entry(token)._replace(is_active=False, status="suspended"))
+
+    def expire(self, token: str) -> None:
+        """Let a key expire now."""
+        self._put(token, self._entry(token)._replace(expires_at=self.now))
+
+    def deactivate_account(self, token: str) -> None:
+        """Deactivate the account of a key, with all its keys."""
+        account_id = self._entry(token).account_id
+        with self._lock:
+            for other, entry in list(self._entries.items()):
+                if entry.account_id == account_id:
+                    self._put(other, entry._replace(account_is_active=False))
+
+    def usage(self, token: str) -> int:
+        """Return the units of usage counted for a key."""
+        return self._usage.get(self._entry(token).api_key_id, 0)
+
+    def wait(self, seconds: float) -> None:
+        """Set the clock forward: keys expire, bursts fill up again; data do not grow older."""
+        self.now += seconds
+
+    def go_stale(self, age_seconds: float = _DAY) -> None:
+        """Let the data be as old as that: more than an hour is too old for keys of ``issue()``."""
+        self._age = age_seconds
+
+    def go_offline(self) -> None:
+        """Be without contact for longer than data from signed files may be used."""
+        self._is_over = True
+
+    def fail(self, reason: Reason = Reason.UNAVAILABLE) -> None:
+        """Answer "not now": ``UNAVAILABLE`` as with a damaged file, or ``NOT_SYNCED``.
+
+        Raises:
+            ValueError: another reason, which is the answer to some checks and not to all.
+        """
+        if reason not in {Reason.UNAVAILABLE, Reason.NOT_SYNCED}:
+            msg = f"{reason} is no failure"
+            raise ValueError(msg)
+        self._failure = reason
+
+    def recover(self) -> None:
+        """End what :meth:`go_stale`, :meth:`go_offline` and :meth:`fail` have begun."""
+        self._age, self._is_over, self._failure = 0.0, False, None
+
+    def check(
+        self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
+    ) -> Decision:
+        """Decide on a token, as ``Validator.check`` does.
+
+        Raises:
+            ValueError: ``cost`` is negative or above ``MAX_COST``.
+        """
+        if not 0 <= cost <= MAX_COST:
+            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
+            raise ValueError(msg)
+        with self._lock:
+            decision = self._decide(token, service, cost, ip)
+            if decision.allowed and cost and decision.api_key_id is not None:
+                counted = self._usage.get(decision.api_key_id, 0)
+                self._usage[decision.api_key_id] = counted + cost
+            return decision
+
+    async def check_async(
+        self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
+    ) -> Decision:
+        """Decide like :meth:`check`."""
+        return self.check(token, service=service, cost=cost, ip=ip)
+
+    def _decide(self, token: str, service: str | None, cost: int, ip: str | None) -> Decision:
+        if self._failure is Reason.UNAVAILABLE:
+            return Decision(allowed=False, reason=Reason.UNAVAILABLE)
+        if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
+            return Decision(allowed=False, reason=Reason.MALFORMED)
+        if tokens.shape(token, self._prefix) is tokens.Shape.MISTYPED:
+            return Decision(allowed=False, reason=Reason.MALFORMED)
+        if self._failure is not None:
+            return Decision(allowed=False, reason=self._failure)
+        fresh = self._freshness()
+        entry = self._entries.get(token)
+        if entry is None:
+            reason = Reason.OFFLINE if self._is_over else Reason.UNKNOWN
+            return Decision(allowed=False, reason=reason, freshness=fresh)
+        has_service = service is None or service in self._services[entry.api_key_id]
+        decision = decide(entry, self.now, fresh, ip, has_service=has_service)
+        if decision.allowed and entry.rate is not None:
+            decision = decision.with_rate(self._take(entry.api_key_id, entry.rate, cost))
+        return decision
+
+    def _take(self, api_key_id: int, rate: Rate, cost: int) -> RateLimit:
+        whole_at = self._whole_at.get(api_key_id, self.now)
+        if not cost:
+            return peek(whole_at, self.now, rate)
+        left, self._whole_at[api_key_id] = spend(whole_at, self.now, rate)
+        return left
+
+    def _freshness(self) -> Freshness:
+        as_of = self.now - self._age
+        limit = None
+        if self._is_over:
+            end = clock.utc_text(self.now - 1)
+            limit = Limit(end, end, is_in_grace=False, is_over=True)
+        return Freshness(self._change, clock.utc_text(as_of), self._age, limit)
+
+    def _entry(self, token: str) -> Entry:
+        entry = self._entries.get(token)
+        if entry is None:
+            digest = sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+            raise NotFoundError(
+                f"no key has the token with SHA-256 {digest[:12]}….", hint="Issue one with issue()."
+            )
+        return entry
+
+    def _put(self, token: str, entry: Entry) -> None:
+        with self._lock:
+            self._entries[token] = entry
+            self._change += 1
