@@ -179,8 +179,7 @@ class Validator(db.Closing):
         """
         with self._lock:
             flushed = self._usage.flush() if self._usage.is_due else 0
-            if self._guard.should_mark(self._guard.now()[0]):
-                self._mark_clock()
+            self._guard.mark_if_due(self._writer)
             return flushed
 
     @property
@@ -344,8 +343,7 @@ class Validator(db.Closing):
             self._guard.look(info)
             # Kept only now: if anything above fails, the next check starts over.
             self._seen = self._NEVER if header is None else header
-        if self._guard.should_mark(self._guard.now()[0]):
-            self._mark_clock()
+        self._guard.mark_if_due(self._writer)
         self._flush_if_due()
 
     def _plan_slow_way(self) -> None:
@@ -380,11 +378,6 @@ class Validator(db.Closing):
         self._usage.move_to(writer)
         old_file.close()
         old_writer.close()
-
-    def _mark_clock(self) -> None:
-        # A file that cannot be written changes no answer: the clock is guarded in memory as well.
-        with suppress(KeystoreError), self._writer.write() as conn:
-            self._guard.mark(conn)
 
     def _flushed(self, decision: Decision) -> Decision:
         with self._lock:  # before a check that has filled the buffer is answered
