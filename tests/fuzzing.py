@@ -27,8 +27,7 @@ SEEDS = [
     b"HEAD /check/any HTTP/1.1\r\nX-API-Key: " + TOKEN + b"\r\n\r\n" * 2,
     b"GET /nginx/services/chat%2F/check?a=b HTTP/1.0\r\nX-API-Key: no\r\n\r\n",
     b"POST /check HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabcGET /",
-    b"POST /check HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-    + b"3;x=y\r\nabc\r\n0\r\nX-API-Key: x\r\n\r\n",
+    b"POST /check HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;x=y\r\na\r\n0\r\nA: x\r\n\r\n",
     b'POST /v2/keys.verifyKey HTTP/1.1\r\nContent-Length: 77\r\n\r\n{"key":"' + TOKEN + b'"}',
     b"GET http://a/check HTTP/1.1\r\nAuthorization: bearer x\r\nAuthorization: Bearer y\r\n\r\n",
     b"GET /check HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n\r\n",
