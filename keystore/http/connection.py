@@ -36,7 +36,7 @@ MAX_HEADER_BYTES = 65_536
 MAX_FIELDS = 128
 MAX_TARGET_BYTES = 16_384
 _LINGER_BYTES = 1 << 20
-"""How much is read past after a refusal, which a client that is still writing would not see."""
+"""How much is read past after the last answer, which a client that still writes would not see."""
 _KEPT = {
     name.encode(): name
     for name in (
@@ -271,10 +271,9 @@ class Connection(asyncio.Protocol):
         if not self._is_last:
             self.due, self._unparsed = self._service.idle_due, 0
             self._is_begun = not self._is_in_headers or bool(self._target)
-        elif self._refusal is None:
-            self._transport.close()
         else:
-            # To close with something unread would reset the connection, and the answer be lost.
+            # To close with something unread would reset the connection, and the answer be lost: the
+            # client closes, or the sweep does.
             self._transport.write_eof()
             self.due, self._unparsed = self._service.linger_due, 0
 

@@ -17,6 +17,7 @@ HEADER_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 """How long a connection may wait for its next request, or for the next piece of a body."""
 LINGER_SECONDS = 2.0
+"""How long a client may take to close, after it was told that the answer is the last."""
 SPARE_CONNECTIONS = 64
 """Past the cap, so many at once are told so; any further ones are cut without a word."""
 
