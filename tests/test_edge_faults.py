@@ -14,7 +14,7 @@ import pytest
 
 from keystore import Reason, Store, Validator, backup
 from keystore.db import connect, open_store
-from keystore.edge import validator as validator_module
+from keystore.edge import slow
 from keystore.errors import DiskFullError, StoreBusyError
 from tests.test_failures_disk import SmallDisk, disk
 
@@ -25,7 +25,7 @@ ADA = "ada@example.org"
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the path with each check, not once in a millisecond."""
-    monkeypatch.setattr(validator_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 0.0)
 
 
 def raw(program: str, *arguments: object) -> None:

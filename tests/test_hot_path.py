@@ -19,7 +19,7 @@ from keystore import Reason, Store, Validator, edge, tokens
 from keystore.db import connect, open_store
 from keystore.edge import cache as cache_module
 from keystore.edge import commits
-from keystore.edge import validator as validator_module
+from keystore.edge import slow
 from keystore.edge.cache import TokenCache
 from keystore.sync import engine
 from keystore.sync.engine import Report
@@ -31,7 +31,7 @@ ADA = "ada@example.org"
 @pytest.fixture
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the path once in an hour, so that only what a check itself needs is done."""
-    monkeypatch.setattr(validator_module, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 3600.0)
 
 
 @pytest.fixture

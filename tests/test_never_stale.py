@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from keystore import Store, Validator, edge, tokens
-from keystore.edge import validator as validator_module
+from keystore.edge import slow
 
 ROUNDS = int(os.environ.get("KEYSTORE_ROUNDS", "3000"))
 KEYS = 12
@@ -270,7 +270,7 @@ def test_the_very_next_check_knows_what_another_process_has_committed(
                 token: (*facts[:-1], facts[-1] & set(SERVICES)) for token, facts in expected.items()
             }
             if orders[0].startswith("RENAME"):
-                passes = time.monotonic() + validator_module.LOOK_SECONDS
+                passes = time.monotonic() + slow.LOOK_SECONDS
                 while time.monotonic() < passes:
                     pass
             about = (seed, number, orders)
@@ -328,7 +328,7 @@ def test_usage_of_others_makes_nobody_forget(
 def test_a_check_that_is_remembered_asks_the_file_nothing(
     store: Store, issued: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validator_module, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 3600.0)
     with Validator(store.file.path) as validator:
         passing(validator, issued)
         asked: list[Any] = []

@@ -10,7 +10,7 @@ import pytest
 
 from keystore import Decision, Reason, Store, Validator
 from keystore.db import open_store
-from keystore.edge.validator import MAX_COST
+from keystore.edge.slow import MAX_COST
 from keystore.errors import NotFoundError
 from keystore.sync import engine
 from keystore.sync.engine import Report

@@ -371,7 +371,7 @@ def test_a_damaged_file_says_not_now_and_neither_yes_nor_unknown(replica: tuple[
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the path with each check, not once in a millisecond."""
-    monkeypatch.setattr("keystore.edge.validator.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("keystore.edge.slow.LOOK_SECONDS", 0.0)
 
 
 def test_a_replica_that_is_made_anew_at_its_path_is_seen_by_the_next_look(

@@ -10,7 +10,7 @@ import click
 from keystore.cli import offline
 from keystore.cli.common import argument_or_stdin, show, store_options, wants_json
 from keystore.edge import Decision, Reason, Validator
-from keystore.edge.validator import MAX_COST
+from keystore.edge.slow import MAX_COST
 
 MAX_WORKERS = 256
 

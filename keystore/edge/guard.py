@@ -12,13 +12,12 @@ clock that was far ahead once does not end a replica for ever.
 
 import math
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from keystore import clock, sql
-from keystore.db import StoreFile, StoreInfo
+from keystore.db import StoreInfo
 from keystore.edge.decision import Entry, Freshness, Limit
-from keystore.errors import DamagedStoreError, KeystoreError
+from keystore.errors import DamagedStoreError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -112,14 +111,9 @@ class ClockGuard:
             return until
         return min(until, now + entry.max_staleness_seconds - freshness.age_seconds)
 
-    def mark_if_due(self, file: StoreFile) -> None:
-        """Write the mark if it is so old that it is to be written without any usage.
-
-        A file that cannot be written changes no answer: the clock is guarded in memory as well.
-        """
-        if self.now()[0] >= self.mark_due and time.monotonic() >= self._retry_at:
-            with suppress(KeystoreError), file.write() as conn:
-                self.mark(conn)
+    def should_mark(self, now: float) -> bool:
+        """Whether the mark is so old that it is to be written without any usage."""
+        return now >= self.mark_due and time.monotonic() >= self._retry_at
 
     def mark(self, conn: "sqlite3.Connection") -> None:
         """Write the mark inside the caller's transaction.

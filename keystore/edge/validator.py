@@ -6,37 +6,19 @@ that looks never writes; usage goes through a second one.
 
 Most checks are answered in the first lines of :meth:`Validator.check`, without SQL and without a
 lock: a slice of the WAL-index, one SHA-256, one look into a dict, the clock. Whatever is not plain
-there takes the slow way, which knows all the rules.
+there takes the slow way (:mod:`keystore.edge.slow`), which knows all the rules.
 """
 
-import os
-import threading
 import time
-from contextlib import ExitStack, suppress
 from hashlib import sha256
-from math import inf
-from pathlib import Path
 
-from keystore import changelog, db, forks, tokens
-from keystore.edge.cache import Answer, TokenCache
-from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
-from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
-from keystore.edge.guard import ClockGuard
-from keystore.edge.rates import LocalRates, Rates
-from keystore.edge.usage import UsageBuffer
-from keystore.errors import KeystoreError
-
-IMPATIENT_SECONDS = 0.05
-"""How long a check may wait for another process's lock."""
-MAX_COST = 1 << 40
-"""Units that one check may count; keeps every sum of a flush within 64 bits."""
-LOOK_SECONDS = 0.001
-"""How long another file at the same path may go unnoticed, while checks come thick and fast."""
-ANSWER_SECONDS = 1.0
-"""How old the age in a decision may be; times of a store are whole seconds, too."""
+from keystore.edge.cache import Answer
+from keystore.edge.commits import HEADER_BYTES
+from keystore.edge.decision import Decision, Freshness
+from keystore.edge.slow import MAX_COST, SlowWay
 
 
-class Validator(db.Closing):
+class Validator(SlowWay):
     """Validates tokens against one store, from any thread.
 
     Args:
@@ -50,54 +32,6 @@ class Validator(db.Closing):
     Raises:
         StoreNotFoundError, NotAKeystoreError, SchemaVersionError: see ``open_store``.
     """
-
-    _NEVER = b"never looked at"
-    """No header is so short."""
-
-    def __init__(
-        self,
-        path: Path | str,
-        *,
-        max_pending: int = 10_000,
-        max_seconds: float = 5.0,
-        rates: Rates | None = None,
-    ) -> None:
-        # Before the file is opened: should it be replaced in between, the first check notices.
-        self._path = os.fspath(path)
-        self._identity = db.identity(self._path)
-        # Checks give up soon on a locked file: readers answer "not now", flushes try again later.
-        self._file = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
-        self._writer = db.open_store(path, busy_timeout=IMPATIENT_SECONDS)
-        self._guard = ClockGuard()
-        self._usage = UsageBuffer(
-            self._writer, self._guard, max_pending=max_pending, max_seconds=max_seconds
-        )
-        self._lock = threading.Lock()
-        self._cache = TokenCache()
-        self._rates = LocalRates() if rates is None else rates
-        self._commits = Commits(self._file)
-        self._info = self._file.info()
-        self._last_change = 0
-        # What the fast way compares: the header that was looked at, and between which times, by the
-        # wall clock, the slow way is not due whatever a check is for.
-        self._header, self._seen = self._commits.header, self._NEVER
-        self._fast_from = self._slow_at = -inf
-        self._answers = self._cache.answers
-        self._uses, self._room = self._usage.uses, 0
-        self._freshness: Freshness | None = None
-        self._behind = 0.0
-        self.slow_checks = 0  # how many checks took the slow way
-        forks.tell(self)
-
-    def close(self) -> None:
-        """Flush usage and close the file."""
-        with self._lock:
-            self._header, self._seen = b"", self._NEVER
-            try:
-                self._flush_patiently()
-            finally:
-                self._file.close()
-                self._writer.close()
 
     def check(
         self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
@@ -134,9 +68,10 @@ class Validator(db.Closing):
                             return answer.decision
                     elif (decision := self._limited(answer, service, cost, ip)) is not None:
                         return decision
-        # (Nothing wider: what a signal handler raises here would be counted a second time.)
         except (ValueError, TypeError, AttributeError):
-            pass  # it is no token; the slow way says so
+            # It is no token; the slow way says so. Nothing wider is caught: what a signal handler
+            # raises here would be counted a second time.
+            pass
         return self._check(token, digest, service, cost, ip)
 
     async def check_async(
@@ -179,7 +114,8 @@ class Validator(db.Closing):
         """
         with self._lock:
             flushed = self._usage.flush() if self._usage.is_due else 0
-            self._guard.mark_if_due(self._writer)
+            if self._guard.should_mark(self._guard.now()[0]):
+                self._mark_clock()
             return flushed
 
     @property
@@ -211,24 +147,6 @@ class Validator(db.Closing):
         with self._lock:
             return self._guard.now()[0]
 
-    def _flush_patiently(self) -> int:
-        if not self._usage.pending:
-            return 0
-        db.set_busy_timeout(self._writer.conn, db.BUSY_TIMEOUT_SECONDS)
-        try:
-            return self._usage.flush()
-        finally:
-            db.set_busy_timeout(self._writer.conn, IMPATIENT_SECONDS)
-
-    def stop_after_fork(self) -> None:
-        """Answer nothing in a forked process: SQLite's locks stay with the process that made them.
-
-        What was counted is the other process's to write.
-        """
-        self._lock = threading.Lock()  # a thread that is not here may have held it
-        self._header, self._seen = b"", self._NEVER
-        self._usage.forget()
-
     def _limited(
         self, answer: Answer, service: str | None, cost: int, ip: str | None
     ) -> Decision | None:
@@ -248,151 +166,3 @@ class Validator(db.Closing):
             if len(self._uses) >= self._room:
                 return self._flushed(decision)
         return decision
-
-    def _check(
-        self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
-    ) -> Decision:
-        if not 0 <= cost <= MAX_COST:
-            raise ValueError(f"cost is {cost}; it must be 0 to {MAX_COST}")
-        with self._lock:
-            if self._file.is_inherited:
-                forks.refuse_inherited(self._file)
-            self.slow_checks += 1
-            try:
-                decision = self._decide(token, digest, service, cost, ip)
-                if decision.allowed and cost:
-                    self._count(decision, cost)
-            except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
-                self._seen = self._NEVER
-                return Decision(allowed=False, reason=Reason.UNAVAILABLE)
-        return decision
-
-    def _decide(
-        self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
-    ) -> Decision:
-        at = time.time()
-        if self._header[:HEADER_BYTES] != self._seen or not self._fast_from <= at < self._slow_at:
-            self._look_for_commits()
-            at = self._fast_from
-        if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
-            return Decision(allowed=False, reason=Reason.MALFORMED)
-        if tokens.shape(token, self._info.token_prefix) is tokens.Shape.MISTYPED:
-            return Decision(allowed=False, reason=Reason.MALFORMED)
-        behind, freshness = self._behind, self._freshness
-        now = at + behind
-        if freshness is None:
-            return Decision(allowed=False, reason=Reason.NOT_SYNCED)
-        if digest is None:
-            digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        entry = known = self._cache.get(digest)
-        if entry is None:
-            entry = self._cache.read(self._file.conn, digest)
-        if entry is None:
-            # past the end it may be a key that is younger than the data
-            is_over = freshness.limit is not None and freshness.limit.is_over
-            reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
-            return Decision(allowed=False, reason=reason, freshness=freshness)
-        has_service = service is None or service in self._cache.services(
-            self._file.conn, entry.api_key_id
-        )
-        decision = decide(entry, now, freshness, ip, has_service=has_service)
-        # (Not the first time: a token that comes once is not worth it.)
-        if decision.allowed and known is not None and self._usage.is_buffered:
-            answer = self._answers.get(digest)
-            if answer is None or now - behind >= answer.until:
-                answer = self._remember(digest, entry, decision, now, behind)
-            answer.admit(service, ip)
-        if decision.allowed and entry.rate is not None:
-            ask = self._rates.take if cost else self._rates.look
-            decision = decision.with_rate(ask(entry.api_key_id, entry.rate))
-        return decision
-
-    def _remember(
-        self, digest: bytes, entry: Entry, decision: Decision, now: float, behind: float
-    ) -> Answer:
-        """Let the fast way give this answer while nothing but a commit could change it."""
-        until = min(now + ANSWER_SECONDS, entry.expires_at or inf)
-        if decision.freshness and not self._info.is_origin:
-            until = min(until, self._guard.holds_until(entry, now, decision.freshness))
-        # The fast way asks the wall clock alone, which may be behind this store's time.
-        use = (entry.api_key_id, entry.account_id, 1)
-        answer = self._answers[digest] = Answer(until - behind, decision, use, entry)
-        return answer
-
-    def _look_for_commits(self) -> None:
-        # The path is followed, not the file that it once named: a replica may be made anew there.
-        identity = db.identity(self._path)
-        if identity != self._identity:
-            self._reopen()
-            self._identity = identity
-        header = self._commits.look()  # before the rows are read: they are no older
-        if header is None or header != self._seen:
-            with self._file.read() as conn:
-                db.check_version(self._file.path, *db.versions(conn))
-                info = self._file.info()
-                self._cache.look(conn, info, is_rewritten=is_rewritten(self._seen, header))
-                last_change = changelog.head(conn) if info.is_origin else 0
-            if (info.as_of_change, info.as_of_at, info.valid_until, last_change) != (
-                self._info.as_of_change,
-                self._info.as_of_at,
-                self._info.valid_until,
-                self._last_change,
-            ):
-                self._answers.clear()  # what they say of freshness is not so any more
-            self._info, self._last_change = info, last_change
-            self._guard.look(info)
-            # Kept only now: if anything above fails, the next check starts over.
-            self._seen = self._NEVER if header is None else header
-        self._guard.mark_if_due(self._writer)
-        self._flush_if_due()
-
-    def _plan_slow_way(self) -> None:
-        """Say when the fast way is to be left: to look at the path, to flush, to note the clock."""
-        now, behind = self._guard.now()
-        if behind > self._behind + 0.001:  # (less is the clocks' grain)
-            self._answers.clear()  # they hold until times that the wall clock now shows too late
-        if self._info.is_origin:
-            self._freshness = Freshness(self._last_change, None, 0.0)
-        else:
-            self._freshness = self._guard.freshness(now, behind)
-        waits = min(LOOK_SECONDS, self._usage.due_at - time.monotonic(), self._guard.mark_due - now)
-        self._room, self._behind = self._usage.room, behind
-        self._fast_from = now - behind
-        self._slow_at = self._fast_from + waits
-
-    def _reopen(self) -> None:
-        old_file, old_writer = self._file, self._writer
-        with ExitStack() as on_failure:
-            file, writer = (
-                on_failure.enter_context(db.open_store(self._path, busy_timeout=IMPATIENT_SECONDS))
-                for _ in range(2)
-            )
-            if (origin_id := file.info().origin_id) != self._info.origin_id:
-                self._usage.flush()  # another origin's ids: what was counted is the old file's
-                self._rates.clear(origin_id)
-            on_failure.pop_all()
-        self._cache.clear()
-        self._commits = Commits(file)
-        self._header, self._seen = self._commits.header, self._NEVER
-        self._file, self._writer = file, writer
-        self._usage.move_to(writer)
-        old_file.close()
-        old_writer.close()
-
-    def _flushed(self, decision: Decision) -> Decision:
-        with self._lock:  # before a check that has filled the buffer is answered
-            self._flush_if_due()
-        return decision
-
-    def _flush_if_due(self) -> None:
-        if self._usage.is_due:
-            # A store that is locked by a long writer or full must not stop the checks; the usage
-            # stays counted, and a later check tries again.
-            with suppress(KeystoreError):
-                self._usage.flush()
-        self._plan_slow_way()
-
-    def _count(self, decision: Decision, cost: int) -> None:
-        self._usage.add((decision.api_key_id or 0, decision.account_id or 0, cost))
-        if len(self._uses) >= self._room or len(self._uses) == 1:
-            self._flush_if_due()

@@ -1,1 +1,1 @@
-"""Answers checks over HTTP: one pure function from a request to a response, and a server."""
+"""Answers checks over HTTP: a pure function from a request to a response, and what carries it."""

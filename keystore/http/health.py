@@ -8,7 +8,7 @@ from typing import NamedTuple
 from keystore import db, sql
 from keystore.edge import Validator
 from keystore.edge.decision import Freshness, Reason
-from keystore.edge.validator import IMPATIENT_SECONDS
+from keystore.edge.slow import IMPATIENT_SECONDS
 from keystore.errors import KeystoreError
 
 LOOK_SECONDS = 1.0

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keystore.edge.decision import Decision, RateLimit, Reason
-from keystore.edge.validator import MAX_COST
+from keystore.edge.slow import MAX_COST
 from keystore.http.answers import RETRY_AFTER_SECONDS, Response
 from keystore.http.check import Checker
 

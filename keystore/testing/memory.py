@@ -24,7 +24,7 @@ from keystore.edge.decision import (
     decide,
 )
 from keystore.edge.rates import peek, spend
-from keystore.edge.validator import MAX_COST
+from keystore.edge.slow import MAX_COST
 from keystore.errors import NotFoundError
 
 _DAY = 86_400.0
