@@ -23,7 +23,9 @@ def http(data: bytes) -> None:
 def tokens(data: bytes) -> None:
     given = atheris.FuzzedDataProvider(data)
     key, secret = given.ConsumeIntInRange(0, 2**128 - 1), given.ConsumeIntInRange(0, 2**160 - 1)
-    fuzzing.hold_for_tokens(given.ConsumeUnicode(600), key, secret)
+    start, end = given.ConsumeIntInRange(0, 67), given.ConsumeIntInRange(0, 67)
+    text = fuzzing.RIGHT[:start] + given.ConsumeUnicode(600) + fuzzing.RIGHT[end:]
+    fuzzing.hold_for_tokens(text, key, secret)
 
 
 def main(target: str, seconds: str) -> None:

@@ -18,8 +18,7 @@ import pytest
 from keystore import Reason, Store, Validator, edge, tokens
 from keystore.db import connect, open_store
 from keystore.edge import cache as cache_module
-from keystore.edge import commits
-from keystore.edge import slow
+from keystore.edge import commits, slow
 from keystore.edge.cache import TokenCache
 from keystore.sync import engine
 from keystore.sync.engine import Report
