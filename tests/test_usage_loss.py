@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import keystore
-from keystore import Store, Validator
+from keystore import Store, Validator, backup
+from keystore.edge import slow
 from keystore.edge.usage import UsageBuffer
 from tests.test_failures_disk import disk
 
@@ -242,6 +243,31 @@ def test_a_check_that_is_interrupted_anywhere_counts_once_if_it_said_yes(
             if not was_interrupted:
                 break
     assert nth > 50
+
+
+def test_an_interrupted_flush_is_not_repeated_in_a_file_that_takes_the_stores_place(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, path, away = store.issue_key(ADA).token, store.file.path, tmp_path / "away.db"
+    backup.backup(store.file, tmp_path / "copy.db")
+    store.close()
+    write = UsageBuffer._write
+
+    def interrupted(self: UsageBuffer, *arguments: Any) -> None:
+        write(self, *arguments)
+        raise InterruptedHereError
+
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 0.0)
+    with Validator(path, max_seconds=3600) as validator:
+        assert all(validator.check(token).allowed for _ in range(3))
+        with monkeypatch.context() as patch, pytest.raises(InterruptedHereError):
+            patch.setattr(UsageBuffer, "_write", interrupted)
+            validator.flush()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").rename(f"{away}{suffix}")
+        backup.restore(tmp_path / "copy.db", path)
+        assert all(validator.check(token).allowed for _ in range(2))
+    assert (total(away), total(path)) == (3, 2)
 
 
 def used(store: Store) -> int:

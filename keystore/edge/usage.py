@@ -11,12 +11,14 @@ never written twice.
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from math import inf
 from typing import NamedTuple
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
 from keystore.edge.guard import ClockGuard
+from keystore.errors import KeystoreError
 
 _Q = sql.named("edge")
 Use = tuple[int, int, int]
@@ -89,7 +91,9 @@ class UsageBuffer:
             self._write([use], secrets.randbits(63))
 
     def move_to(self, file: StoreFile) -> None:
-        """Write to another file from now on."""
+        """Write to another file from now on, but for what an interrupted flush has written."""
+        with suppress(KeystoreError), self._file.errors():
+            self._settle()
         self._file = file
 
     def forget(self) -> None:
