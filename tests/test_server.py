@@ -1,6 +1,7 @@
 """`keystore serve`: sockets, limits, its end, and what it never says. Real processes."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -153,39 +154,38 @@ def test_a_token_in_the_query_counts_only_under_the_name_that_is_given(
 # -- what a client may send --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("lines", "status"),
-    [
-        ("GET /check HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
-        ("GET /check HTTP/1.1\r\nContent-Length: +3\r\n\r\nabc", 400),
-        ("GET /check HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nX-API-Key: a\0b\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nX-API-Key: a\x01b\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nX-API-Key: a\rX: b\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nX-API-Key: a\r\n b\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\r\nX-API-Key : a\r\n\r\n", 400),
-        ("GET /check HTTP/1.1\nX-API-Key: a\n\n", 400),
-        ("GET /ch\0eck HTTP/1.1\r\n\r\n", 400),
-        ("GET /ch\x7feck HTTP/1.1\r\n\r\n", 400),
-        ("STEAL /check HTTP/1.1\r\n\r\n", 400),
-        ("POST /check HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", 400),
-        ("GET /check HTTP/1.1\r\n" + "X: y\r\n" * 129 + "\r\n", 431),
-        ("GET /check HTTP/1.1\r\n" + f"X: {'y' * 1000}\r\n" * 70 + "\r\n", 431),
-        ("GET /" + "a" * 20_000 + " HTTP/1.1\r\n\r\n", 414),
-        ("GET /" + "a" * 20_000, 414),
-        (f"GET /check HTTP/1.1\r\nX: {'y' * 70_000}", 431),
-    ],
-)
-def test_what_two_readers_could_read_in_two_ways_or_is_too_much_is_refused(
-    start: Start, lines: str, status: int
-) -> None:
+AMBIGUOUS_OR_TOO_MUCH = [
+    ("GET /check HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
+    ("GET /check HTTP/1.1\r\nContent-Length: +3\r\n\r\nabc", 400),
+    ("GET /check HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nX-API-Key: a\0b\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nX-API-Key: a\x01b\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nX-API-Key: a\rX: b\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nX-API-Key: a\r\n b\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\r\nX-API-Key : a\r\n\r\n", 400),
+    ("GET /check HTTP/1.1\nX-API-Key: a\n\n", 400),
+    ("GET /ch\0eck HTTP/1.1\r\n\r\n", 400),
+    ("GET /ch\x7feck HTTP/1.1\r\n\r\n", 400),
+    ("STEAL /check HTTP/1.1\r\n\r\n", 400),
+    ("POST /check HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", 400),
+    ("GET /check HTTP/1.1\r\n" + "X: y\r\n" * 129 + "\r\n", 431),
+    ("GET /check HTTP/1.1\r\n" + f"X: {'y' * 1000}\r\n" * 70 + "\r\n", 431),
+    ("GET /" + "a" * 20_000 + " HTTP/1.1\r\n\r\n", 414),
+    ("GET /" + "a" * 20_000, 414),
+    (f"GET /check HTTP/1.1\r\nX: {'y' * 70_000}", 431),
+]
+
+
+def test_what_two_readers_could_read_in_two_ways_or_is_too_much_is_refused(start: Start) -> None:
     server = start()
-    answered = server.raw(lines.encode())
-    assert re.findall(rb"HTTP/1.1 (\d+)", answered) == [str(status).encode()]
-    assert b"Connection: close" in answered
+    for lines, status in AMBIGUOUS_OR_TOO_MUCH:
+        answered = server.raw(lines.encode())
+        statuses = re.findall(rb"HTTP/1.1 (\d+)", answered)
+        assert statuses == [str(status).encode()], lines[:200]
+        assert b"Connection: close" in answered
     assert server.get("/healthz").status == 200
 
 
@@ -423,6 +423,23 @@ def ask_when_it_listens(port: int, token: str) -> int:
         finally:
             conn.close()
     raise AssertionError("it never listens")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_signal_upon_signal_loses_no_use(
+    store: Store, start: Start, token: str, workers: int
+) -> None:
+    server = start("--workers", workers, "--flush-seconds", 3600)
+    for _ in range(20):
+        assert server.get("/check", token).status == 200
+    targets = [*server.children(), server.process.pid]
+    while server.process.poll() is None:
+        for process_id in targets:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGTERM)
+                os.kill(process_id, signal.SIGINT)
+        time.sleep(0.001)  # the kernel delivers many at once as one
+    assert store.status().usage_total == 20
 
 
 @pytest.mark.parametrize("workers", [1, 2])
