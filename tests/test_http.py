@@ -133,7 +133,7 @@ def test_bodies_are_read_past(store: Store, server: Server) -> None:
     for _ in range(2):
         conn.request("POST", "/check", body=b"x" * 200_000, headers={"X-API-Key": token})
         response = conn.getresponse()
-        assert (response.status, response.read()) == (200, b'{"allowed": true, "reason": "ok"}\n')
+        assert (response.status, response.read()) == (200, b"")
     conn.close()
 
 

@@ -283,8 +283,6 @@ def received(pid: int) -> int:
 
 
 def test_checks_share_connections(site: Site) -> None:
-    if site.kind.name == "caddy":
-        pytest.skip("Caddy 2.6 opens a connection for each check that it allows; the docs say so")
     token = site.key()
     before = connections(site.checker.at)
     assert [site.ask("/", token).status for _ in range(30)] == [200] * 30
