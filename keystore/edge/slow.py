@@ -186,6 +186,8 @@ class SlowWay(db.Closing):
     def _plan_slow_way(self) -> None:
         """Say when the fast way is to be left: to look at the path, to flush, to note the clock."""
         now, behind = self._guard.now()
+        if behind > self._behind + 0.001:  # (less is the clocks' grain)
+            self._answers.clear()  # they hold until times that the wall clock now shows too late
         if self._info.is_origin:
             self._freshness = Freshness(self._last_change, None, 0.0)
         else:
