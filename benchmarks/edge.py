@@ -1,176 +1,282 @@
 """The check of a token at an edge, against the least that it could cost and against peers."""
 
 import random
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import uuid_utils.compat
-from sqlite_utils import Database
-
-from benchmarks import samples
+from benchmarks import edge_peers, samples
 from benchmarks.harness import Row, Side, compare, main
 from keystore import db, sql, tokens
 from keystore.edge import Validator
-from keystore.sync import engine
-from keystore.sync.memory import MemoryHub
 
 if TYPE_CHECKING:
     import sqlite3
 
 HOT_TOKENS = 1000
-"""Tokens that come again and again; at an edge few keys make most of the traffic."""
+"""Tokens that come again and again: at an edge few keys make most of the traffic.
+
+Once in a round, which is so short that it is seldom interrupted by what else the machine does."""
 COLD_CHECKS = 5000
+THREADS = 4
+FEW = 10_000
+"""Keys of the store that a large one is compared with."""
+FLOOR = "one SHA-256 and one dict look-up"
+ADDRESS = "192.0.2.7"
 
 
 def measure(quick: bool) -> list[Row]:
-    """Measure on a replica of 20,000 keys (quick) or 100,000."""
-    count = 20_000 if quick else 100_000
-    with TemporaryDirectory(prefix="keystore-bench-") as folder:
-        path = Path(folder) / "replica.db"
-        issued = [tokens.new_token(uuid_utils.compat.uuid7()) for _ in range(count)]
-        _replica(path, issued)
+    """Measure on a replica of 20,000 keys (quick) or 1,000,000, and on one of 10,000."""
+    with TemporaryDirectory(prefix="keystore-bench-") as folder, ExitStack() as stack:
+        large, small = (
+            _Edge(Path(folder) / f"{count}.db", count, stack)
+            for count in (20_000 if quick else 1_000_000, FEW)
+        )
         return [
-            *_hot(path, random.sample(issued, HOT_TOKENS), quick),
-            _cold(path, random.sample(issued, COLD_CHECKS), count, quick),
+            *_hot(large, small, quick),
+            *_special(large, quick),
+            *_threads(large, quick),
+            *_cold(large, small, quick),
+            *_peers(large, stack, quick),
         ]
 
 
-def _replica(path: Path, issued: Sequence[str]) -> None:
-    hub, report = MemoryHub(), engine.Report("memory:")
-    hashes = [tokens.hash_token(token) for token in issued]
-    with samples.origin(path.with_name("origin.db"), hashes) as file:
-        engine.push(file, hub, report.target, report)
-    engine.replicate(hub, report.target, path, report)
+class _Edge:
+    """A replica with its tokens, and one validator for what is hot."""
+
+    def __init__(self, path: Path, count: int, stack: ExitStack) -> None:
+        self.path, self.count = path, count
+        self.issued = samples.issue(count)
+        samples.replica(path, self.issued, samples.limit)
+        self.rated, self.serviced, self.bound = samples.limited(self.issued)
+        plain = set(self.issued).difference(self.rated, self.serviced, self.bound)
+        self.hot = random.sample(sorted(plain), HOT_TOKENS)
+        # No flush falls into the time measured: what writing costs is the disk's, not the check's.
+        self.validator = stack.enter_context(
+            Validator(path, max_pending=1 << 40, max_seconds=86400.0)
+        )
+
+    def checks(
+        self,
+        issued: Sequence[str] = (),
+        *,
+        cost: int = 1,
+        service: str | None = None,
+        ip: str | None = None,
+    ) -> Side:
+        """Return one check of each token."""
+        sent = [*(issued or self.hot)]
+        validator = self.validator
+
+        def warm_up() -> None:
+            """Flush what was counted, have every token known; no refusal is worth timing."""
+            validator.flush()
+            for token in sent:
+                if not validator.check(token, cost=0, service=service, ip=ip).allowed:
+                    msg = "a token that was just issued is refused"
+                    raise RuntimeError(msg)
+
+        def free() -> None:
+            check = validator.check
+            for token in sent:
+                check(token, cost=0)
+
+        def counted() -> None:
+            check = validator.check
+            for token in sent:
+                check(token)
+
+        def bound() -> None:
+            check = validator.check
+            for token in sent:
+                check(token, service=service, ip=ip)
+
+        if service is not None or ip is not None:
+            return Side(bound, warm_up)
+        return Side(counted if cost else free, warm_up)
 
 
-def _hot(path: Path, hot: Sequence[str], quick: bool) -> list[Row]:
-    keys: dict[str, object] = {tokens.hash_token(token): token for token in hot}
-    many = list(hot) * 3
-    # No flush falls into the time measured: what writing costs is the disk's, not the check's.
-    with Validator(path, max_pending=1 << 40, max_seconds=86400.0) as validator:
-        checks = _Checks(validator, many)
-        floor = Side(lambda: _floor(keys, many))
-        rows = [
+def _floor(issued: Sequence[str]) -> Side:
+    keys: dict[bytes, object] = {sha256(token.encode()).digest(): token for token in issued}
+
+    def look_up() -> None:
+        for token in issued:
+            keys[sha256(token.encode()).digest()]
+
+    return Side(look_up)
+
+
+def _hot(large: _Edge, small: _Edge, quick: bool) -> list[Row]:
+    floor = _floor(large.hot)
+    counted = f"check(token), hot, counted, {large.count:,} keys"
+    few = f"the same, {small.count:,} keys"
+    return [
+        compare(
+            f"check(token, cost=0), hot, {large.count:,} keys",
+            FLOOR,
+            large.checks(cost=0),
+            floor,
+            goal=2.5,
+            quick=quick,
+        ),
+        compare(counted, FLOOR, large.checks(), floor, goal=2.5, quick=quick),
+        compare(counted, few, large.checks(), small.checks(), goal=1.1, quick=quick),
+    ]
+
+
+def _special(large: _Edge, quick: bool) -> list[Row]:
+    return [
+        compare(what, FLOOR, checks, _floor(issued), goal=None, quick=quick)
+        for what, issued, checks in (
+            ("check(token) of a key with a rate", large.rated, large.checks(large.rated)),
+            (
+                "check(token, service=…)",
+                large.serviced,
+                large.checks(large.serviced, service=samples.SERVICE),
+            ),
+            (
+                "check(token, ip=…) of a key bound to networks",
+                large.bound,
+                large.checks(large.bound, ip=ADDRESS),
+            ),
+        )
+    ]
+
+
+def _threads(large: _Edge, quick: bool) -> list[Row]:
+    """The same in several threads, each as often as the one before."""
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def all_at_once(side: Side) -> Side:
+            return Side(lambda: _in_threads(pool, [side.run] * THREADS), side.prepare)
+
+        return [
             compare(
-                "check(token, cost=0), hot",
-                "one SHA-256 and one dict look-up",
-                Side(checks.free, checks.warm_up),
-                floor,
+                f"check(token), hot, counted, {THREADS} threads",
+                f"{FLOOR}, {THREADS} threads",
+                all_at_once(large.checks()),
+                all_at_once(_floor(large.hot)),
                 goal=2.5,
                 quick=quick,
-            ),
-            compare(
-                "check(token), hot, usage counted in memory",
-                "one SHA-256 and one dict look-up",
-                Side(checks.counted, checks.warm_up),
-                floor,
-                goal=2.5,
-                quick=quick,
-            ),
-        ]
-        with closing(Database(path)) as peer:
-            hashes = [tokens.hash_token(token) for token in many]
-            rows.append(
-                compare(
-                    "check(token), hot, usage counted in memory",
-                    "sqlite-utils rows_where(hash), hash given",
-                    Side(checks.counted, checks.warm_up),
-                    Side(lambda: _rows_where(peer, hashes)),
-                    goal=1 / 15,
-                    quick=quick,
-                )
             )
+        ]
+
+
+def _in_threads(pool: ThreadPoolExecutor, runs: Sequence[Callable[[], object]]) -> None:
+    for future in [pool.submit(run) for run in runs]:
+        future.result()
+
+
+def _peers(large: _Edge, stack: ExitStack, quick: bool) -> list[Row]:
+    rows = []
+    for name, peer in edge_peers.peers(stack, large.path, large.issued, large.hot):
+        if isinstance(peer, str):
+            print(f"No row for {name}: {peer}")
+            continue
+        rows.append(
+            compare(
+                "check(token), hot, counted",
+                name,
+                large.checks(),
+                Side(peer),
+                goal=None if "a dict" in name else 1 / 15,
+                quick=quick,
+            )
+        )
     return rows
 
 
-class _Checks:
-    """Checks of the same tokens with one validator."""
-
-    def __init__(self, validator: Validator, issued: Sequence[str]) -> None:
-        self._validator, self._issued = validator, issued
-
-    def warm_up(self) -> None:
-        """Flush what was counted, and have every token known; a refusal is not worth timing."""
-        self._validator.flush()
-        if not all(self._validator.check(token, cost=0).allowed for token in self._issued):
-            msg = "a token that was just issued is refused"
-            raise RuntimeError(msg)
-
-    def free(self) -> None:
-        check = self._validator.check
-        for token in self._issued:
-            check(token, cost=0)
-
-    def counted(self) -> None:
-        check = self._validator.check
-        for token in self._issued:
-            check(token)
-
-
-def _floor(keys: dict[str, object], issued: Sequence[str]) -> None:
-    for token in issued:
-        keys[sha256(token.encode()).hexdigest()]
+def _cold(large: _Edge, small: _Edge, quick: bool) -> list[Row]:
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        _Cold(large, 1) as one,
+        _Cold(large, THREADS) as several,
+        _Cold(small, 1) as few,
+    ):
+        what = f"check(token, cost=0), cold, {large.count:,} keys"
+        select = "the same SELECT alone, prepared, hash given"
+        return [
+            compare(what, select, one.checks(), one.selects(), goal=1.5, quick=quick),
+            compare(
+                f"{what}, {THREADS} threads",
+                f"{select}, a connection each",
+                several.checks(pool),
+                several.selects(pool),
+                goal=1.5,
+                quick=quick,
+            ),
+            compare(
+                what, f"the same, {small.count:,} keys", one.checks(), few.checks(), goal=1.5,
+                quick=quick,
+            ),
+        ]  # fmt: skip
 
 
-def _rows_where(peer: Database, hashes: Sequence[str]) -> None:
-    keys = peer["APIKeys"]
-    for key_hash in hashes:
-        for _ in keys.rows_where("api_key_hash = ?", [key_hash]):
-            pass
-
-
-def _cold(path: Path, issued: Sequence[str], count: int, quick: bool) -> Row:
-    with closing(_Cold(path, issued)) as cold:
-        return compare(
-            f"check(token, cost=0), cold, {count:,} keys",
-            "the same SELECT alone, prepared, hash given",
-            Side(cold.check, cold.open_validator),
-            Side(cold.select, cold.open_bare),
-            goal=1.5,
-            quick=quick,
-        )
-
-
-class _Cold:
+class _Cold(db.Closing):
     """Each token once, on a connection that has read nothing yet, through the same driver."""
 
-    def __init__(self, path: Path, issued: Sequence[str]) -> None:
-        self._path, self._issued = path, issued
-        self._hashes = [tokens.hash_token(token) for token in issued]
+    def __init__(self, edge: _Edge, threads: int) -> None:
+        self._path, self._threads = edge.path, threads
+        self._issued = random.sample(edge.issued, COLD_CHECKS)
+        # (those that are bound to networks are refused, which is no work less)
+        self._hashes = [tokens.hash_token(token) for token in self._issued]
         self._statement = sql.named("edge")["entry"]
         self._validator: Validator | None = None
-        self._bare: sqlite3.Connection | None = None
+        self._bare: list[sqlite3.Connection] = []
 
     def close(self) -> None:
-        for opened in (self._validator, self._bare):
-            if opened is not None:
-                opened.close()
+        if self._validator is not None:
+            self._validator.close()
+        for conn in self._bare:
+            conn.close()
 
-    def open_validator(self) -> None:
+    def checks(self, pool: ThreadPoolExecutor | None = None) -> Side:
+        """Return one check of each token, dealt out to the threads."""
+
+        def run(part: slice) -> None:
+            assert self._validator is not None  # noqa: S101 - prepare() has opened it
+            for token in self._issued[part]:
+                self._validator.check(token, cost=0)
+
+        return self._side(run, self._open_validator, pool)
+
+    def selects(self, pool: ThreadPoolExecutor | None = None) -> Side:
+        """Return one SELECT for each token, dealt out to the threads."""
+
+        def run(part: slice) -> None:
+            conn, statement = self._bare[part.start], self._statement
+            for key_hash in self._hashes[part]:
+                conn.execute(statement, (key_hash,)).fetchone()
+
+        return self._side(run, self._open_bare, pool)
+
+    def _side(
+        self,
+        run: Callable[[slice], None],
+        prepare: Callable[[], None],
+        pool: ThreadPoolExecutor | None,
+    ) -> Side:
+        if pool is None:
+            return Side(lambda: run(slice(0, None, 1)), prepare)
+        parts = [slice(number, None, self._threads) for number in range(self._threads)]
+        return Side(lambda: [*pool.map(run, parts)], prepare)
+
+    def _open_validator(self) -> None:
         if self._validator is not None:
             self._validator.close()
         self._validator = Validator(self._path)
         self._validator.check("")  # it reads who the store is on its first check
 
-    def open_bare(self) -> None:
-        if self._bare is not None:
-            self._bare.close()
-        self._bare = db.connect(self._path)
-        db.apply_pragmas(self._bare)
-
-    def check(self) -> None:
-        if self._validator is not None:
-            for token in self._issued:
-                self._validator.check(token, cost=0)
-
-    def select(self) -> None:
-        if self._bare is not None:
-            for key_hash in self._hashes:
-                self._bare.execute(self._statement, (key_hash,)).fetchone()
+    def _open_bare(self) -> None:
+        for conn in self._bare:
+            conn.close()
+        self._bare = [db.connect(self._path) for _ in range(self._threads)]
+        for conn in self._bare:
+            db.apply_pragmas(conn)
 
 
 if __name__ == "__main__":

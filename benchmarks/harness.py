@@ -53,8 +53,8 @@ class _Effort:
     seconds: float
 
 
-_QUICK = _Effort(least=3, most=15, seconds=0.4)
-_FULL = _Effort(least=7, most=51, seconds=15.0)
+_QUICK = _Effort(least=3, most=101, seconds=0.6)
+_FULL = _Effort(least=7, most=501, seconds=15.0)
 
 
 def compare(
@@ -78,6 +78,11 @@ def compare(
             ratios.append(_ratio(ours, theirs))
     finally:
         gc.unfreeze()
+    return row(what, against, ratios, goal)
+
+
+def row(what: str, against: str, ratios: Sequence[float], goal: float | None) -> Row:
+    """Sum up the ratios of at least two rounds."""
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Row(
         what=what,

@@ -4,13 +4,24 @@ import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 LOG = Path(__file__).parent / "data" / "access.log.xz"
-_LINE = re.compile(r'(?P<client>\S+) \S+ \S+ \[[^\]]+\] "')
+_LINE = re.compile(
+    r'(?P<client>\S+) \S+ \S+ \[[^\]]+\] "(?:(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[\d.]+")?'
+)
 
 
-def clients(path: Path = LOG) -> Iterator[str]:
-    """Yield the client address of each request, in the order of the log.
+class Request(NamedTuple):
+    """A line of the log; a method and a target are missing where the client has sent none."""
+
+    client: str
+    method: str | None
+    target: str | None
+
+
+def requests(path: Path = LOG) -> Iterator[Request]:
+    """Yield each request, in the order of the log.
 
     Raises:
         ValueError: a line is not in Apache combined format; names its number.
@@ -21,4 +32,9 @@ def clients(path: Path = LOG) -> Iterator[str]:
             if match is None:
                 msg = f"{path}, line {number}: not in Apache combined format"
                 raise ValueError(msg)
-            yield match["client"]
+            yield Request(*match.group("client", "method", "target"))
+
+
+def clients(path: Path = LOG) -> Iterator[str]:
+    """Yield the client address of each request; raises what :func:`requests` does."""
+    return (request.client for request in requests(path))

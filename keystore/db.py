@@ -153,8 +153,9 @@ class StoreFile(Closing):
     @contextmanager
     def _transaction(self, begin: str) -> Iterator["sqlite3.Connection"]:
         with self.errors():
-            self.conn.execute(begin)
             try:
+                # In here: a signal's exception may come right after it.
+                self.conn.execute(begin)
                 yield self.conn
                 self.conn.execute("COMMIT")
             except BaseException:
@@ -165,7 +166,12 @@ class StoreFile(Closing):
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn SQLite's own failures into keystore errors."""
+        """Turn SQLite's own failures into keystore errors.
+
+        Raises:
+            ForkedError: the process was forked since; the connection is not touched.
+        """
+        forks.refuse_inherited(self)
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:

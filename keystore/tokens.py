@@ -95,8 +95,7 @@ def shape(token: str, prefix: str = DEFAULT_PREFIX) -> Shape:
     """Tell what ``token`` looks like to a store whose tokens start with ``prefix``."""
     if len(token) != len(prefix) + _BODY_WIDTH + _CHECKSUM_WIDTH or not token.startswith(prefix):
         return Shape.OTHER
-    body, checksum = token[:-_CHECKSUM_WIDTH], token[-_CHECKSUM_WIDTH:]
-    if not body.isascii() or _checksum(body) != checksum:
+    if not token.isascii() or not token.endswith(_checksum(token[:-_CHECKSUM_WIDTH])):
         return Shape.MISTYPED
     return Shape.OURS
 

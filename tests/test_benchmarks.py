@@ -5,14 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parent.parent
 FIELDS = {"what", "against", "ratio", "low", "high", "goal", "met"}
 
 
-def test_a_benchmark_prints_a_table_and_writes_its_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["edge", "files", "sidecar"])
+def test_a_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.files", "--quick", "--json", str(path)],
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(path)],
         cwd=PROJECT,
         capture_output=True,
         text=True,

@@ -1,8 +1,9 @@
 """Never a stale allow: whatever another process commits, the very next check knows it.
 
 A second process writes with whichever means an operator has: keystore, plain SQL, the ``sqlite3``
-shell, SQLite's own backup. After each commit this process checks every token at once, most of them
-remembered from the round before, and compares with what the rows say.
+shell, SQLite's own backup, another file in the store's place. After each commit this process checks
+every token at once, for each service and from several threads, most of them remembered from the
+round before, and compares with what the rows say.
 
 ``KEYSTORE_ROUNDS=100000`` makes it as many.
 """
@@ -14,28 +15,27 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from keystore import Store, Validator, edge
-from keystore.edge import validator as validator_module
+from keystore import Store, Validator, edge, tokens
+from keystore.edge import slow
 
 ROUNDS = int(os.environ.get("KEYSTORE_ROUNDS", "3000"))
 KEYS = 12
+SERVICES = ("chat", "images")
+RATE = 1_000_000
+"""More than any round takes."""
+MOST_REPLACED = 200
+"""Each file that takes the store's place leaves its -shm mapped, and descriptors come to an end."""
+HAS_SHELL = shutil.which("sqlite3") is not None
 
-# What may pass, by the rows alone; every key's token is known to the test by the key's UUID.
-PASSING = """
-SELECT k.api_key FROM APIKeys AS k
-JOIN APIKeyStatuses AS s ON s.name = k.status
-JOIN Accounts AS a ON a.account_id = k.account_id
-JOIN Plans AS p ON p.plan_id = a.plan_id
-WHERE k.is_active AND s.allows_access AND s.is_active AND a.is_active
-  AND k.api_key NOT IN (SELECT api_key FROM Revocations)
-  AND (k.expires_at IS NULL OR k.expires_at > CURRENT_TIMESTAMP)
-"""
 USE = "INSERT INTO UsageLog (principal_type, principal_id, amount) VALUES ('session', 1, 1)"
 COMPACT = [
     "UPDATE StoreInfo SET replaying = 1",
@@ -44,53 +44,40 @@ COMPACT = [
     """UPDATE StoreInfo SET replaying = 0,
        compacted_to = (SELECT max(change_id) FROM ChangeLog)""",
 ]
-WRITER = f"""
-import json, sys
-from pathlib import Path
-from keystore import db
-path = Path(sys.argv[1])
-conn = db.connect(path)
-conn.execute("PRAGMA synchronous = OFF")
-for line in sys.stdin:
-    for statement in json.loads(line):
-        if statement.startswith("RESTORE "):
-            source = db.connect(Path(statement.removeprefix("RESTORE ")))
-            source.backup(conn)
-            source.close()
-        elif statement.startswith("SAVE "):
-            target = db.connect(Path(statement.removeprefix("SAVE ")), create=True)
-            conn.backup(target)
-            target.close()
-        else:
-            conn.execute(statement).fetchall()
-    print(json.dumps([row[0] for row in conn.execute({PASSING!r})]), flush=True)
-"""
+Said = dict[str, tuple[Any, ...]]
+"""By token: key, label, account, plan, rate, services. Of tokens that may pass."""
 
 
 class Writer:
     """The other process."""
 
-    def __init__(self, path: Path) -> None:
-        command = [sys.executable, "-c", WRITER, str(path)]
+    def __init__(self, path: Path, issued: dict[str, str]) -> None:
+        self._by_hash = {tokens.hash_token(token): token for token in issued.values()}
+        command = [sys.executable, "-m", "tests.stale_writer", str(path)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def do(self, *statements: str) -> set[str]:
-        """Run statements; return the keys that may pass then."""
+    def do(self, *orders: str) -> Said:
+        """Have orders done; return what may pass then."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(statements) + "\n")
+        self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
-        return set(json.loads(self._process.stdout.readline()))
+        rows = json.loads(self._process.stdout.readline())
+        return {
+            self._by_hash[row[0]]: (*row[1:8], frozenset((row[8] or "").split(",")) - {""})
+            for row in rows
+            if row[0] in self._by_hash
+        }
 
     def close(self) -> None:
         self._process.communicate()
 
 
 @pytest.fixture
-def writer(store: Store) -> Iterator[Writer]:
-    made = Writer(store.file.path)
+def writer(store: Store, issued: dict[str, str]) -> Iterator[Writer]:
+    made = Writer(store.file.path, issued)
     yield made
     made.close()
 
@@ -98,48 +85,161 @@ def writer(store: Store) -> Iterator[Writer]:
 @pytest.fixture
 def issued(store: Store) -> dict[str, str]:
     """Tokens by key."""
-    store.add_plan("second")
+    store.add_plan("second", rate_limit=RATE, rate_window_seconds=60)
     for name in ("bob", "eve"):
         store.add_account(f"{name}@example.org", plan="second")
+    for name in SERVICES:
+        store.add_service(name)
     store.add_status("paused")
     accounts = [f"{name}@example.org" for name in ("ada", "bob", "eve")]
     keys = [store.issue_key(accounts[number % 3]) for number in range(KEYS)]
+    for item in keys[::2]:
+        store.set_quota(item.key.api_key, "chat", 10)
     return {item.key.api_key: item.token for item in keys}
 
 
-def statements(dice: random.Random, keys: list[str], copy: Path) -> list[str]:
-    key = dice.choice(keys)
-    where = f"WHERE api_key = '{key}'"
-    account = dice.randint(1, 3)
-    on = dice.randint(0, 1)
-    return dice.choice(
-        [
-            [f"UPDATE APIKeys SET status = 'revoked' {where}"],
-            [f"UPDATE APIKeys SET status = 'assigned' {where}"],
-            [f"UPDATE APIKeys SET status = 'paused' {where}"],
-            [f"UPDATE APIKeys SET is_active = {on} {where}"],
-            [f"UPDATE APIKeys SET account_id = {account} {where}"],
-            [f"UPDATE APIKeys SET expires_at = '2020-01-01 00:00:00' {where}"],
-            [f"UPDATE APIKeys SET expires_at = NULL {where}"],
-            [f"UPDATE Accounts SET is_active = {on} WHERE account_id = {account}"],
-            [f"UPDATE APIKeyStatuses SET allows_access = {on} WHERE name = 'paused'"],
-            [f"INSERT OR REPLACE INTO APIKeys SELECT * FROM APIKeys {where}"],
-            [f"UPDATE APIKeys SET label = 'x' {where}"],
-            [USE],
-            ["BEGIN", f"UPDATE APIKeys SET status = 'revoked' {where}", "ROLLBACK"],
-            ["PRAGMA wal_checkpoint(TRUNCATE)"],
-            ["PRAGMA wal_checkpoint(RESTART)", f"UPDATE APIKeys SET is_active = {on} {where}"],
-            ["VACUUM"],
-            [f"SAVE {copy}"],
-            [f"RESTORE {copy}"],
-            COMPACT,
-        ]
-    )
+class Moves:
+    """What the other process may do, at random."""
+
+    def __init__(self, dice: random.Random, issued: dict[str, str], folder: Path) -> None:
+        self.dice, self.issued = dice, issued
+        self.first, self.copy = folder / "first.db", folder / "copy.db"
+        self.replaced = 0
+
+    def next(self) -> list[str]:
+        """Return what to do now."""
+        if self.dice.random() < 0.004 and self.replaced < MOST_REPLACED:
+            self.replaced += 1
+            where = f"WHERE api_key_id = {self.dice.randint(1, KEYS)}"
+            revoke = f"UPDATE APIKeys SET status = 'revoked' {where}"
+            return [self.dice.choice([f"RESTORE {self.copy}", f"RENAME {revoke}"])]
+        if HAS_SHELL and self.dice.random() < 0.01:
+            return [f"SHELL {'; '.join(self._change())}"]
+        return self._change() if self.dice.random() < 0.8 else self._care()
+
+    def _change(self) -> list[str]:
+        dice = self.dice
+        key = dice.choice(list(self.issued))
+        where, on = f"WHERE api_key = '{key}'", dice.randint(0, 1)
+        account, service = dice.randint(1, 3), dice.randint(1, 2)
+        its_id = f"(SELECT api_key_id FROM APIKeys {where})"
+        its_hash = tokens.hash_token(self.issued[key] + dice.choice(["", "", "", "x"]))
+        quota = f"WHERE api_key_id = {its_id} AND service_id = {service}"
+        return dice.choice(
+            [
+                [f"UPDATE APIKeys SET status = 'revoked' {where}"],
+                [f"UPDATE OR IGNORE APIKeys SET status = 'assigned' {self._unrevoked(key)}"],
+                [f"UPDATE OR IGNORE APIKeys SET status = 'paused' {self._unrevoked(key)}"],
+                [f"UPDATE APIKeys SET is_active = {on} {self._unrevoked(key)}"],
+                [f"UPDATE APIKeys SET account_id = {account} {where}"],
+                [f"UPDATE APIKeys SET expires_at = '2020-01-01 00:00:00' {where}"],
+                [f"UPDATE APIKeys SET expires_at = NULL {where}"],
+                [f"UPDATE APIKeys SET api_key_hash = '{its_hash}' {where}"],
+                [f"INSERT OR REPLACE INTO APIKeys SELECT * FROM APIKeys {self._unrevoked(key)}"],
+                [f"UPDATE APIKeys SET label = 'label {dice.random()}' {where}"],
+                [
+                    f"DELETE FROM APIKeys {self._unrevoked(key)}",
+                    f"""INSERT INTO APIKeys (api_key, account_id, api_key_hash)
+                        SELECT '{key}', {account}, '{its_hash}'
+                        WHERE NOT EXISTS (SELECT 1 FROM APIKeys {where})""",
+                ],
+                [
+                    "SAVEPOINT b",
+                    f"""INSERT OR IGNORE INTO Revocations (api_key, revoked_at)
+                        SELECT '{key}', CURRENT_TIMESTAMP
+                        WHERE {on} OR EXISTS (SELECT 1 FROM APIKeys {where}
+                                              AND status = 'assigned')""",
+                    f"UPDATE APIKeys SET status = 'revoked' {where} AND {on}",
+                    "RELEASE b",
+                ],
+                [
+                    f"""INSERT OR REPLACE INTO APIKeyServiceQuotas
+                            (api_key_id, service_id, initial_quota, remaining_quota)
+                        SELECT api_key_id, {service}, 1, 1 FROM APIKeys {where}"""
+                ],
+                [f"DELETE FROM APIKeyServiceQuotas {quota}"],
+                [f"UPDATE APIKeyServiceQuotas SET remaining_quota = 0 {quota}"],
+                [f"UPDATE OR REPLACE APIKeyServiceQuotas SET service_id = {3 - service} {quota}"],
+                [
+                    f"""UPDATE OR REPLACE APIKeyServiceQuotas SET api_key_id = {its_id}
+                        WHERE quota_id = (SELECT max(quota_id) FROM APIKeyServiceQuotas)"""
+                ],
+                [f"UPDATE Services SET is_active = {on} WHERE service_id = {service}"],
+                [
+                    "UPDATE Services SET name = 's' || rowid",
+                    f"UPDATE Services SET name = '{SERVICES[on]}' WHERE service_id = 1",
+                    f"UPDATE Services SET name = '{SERVICES[1 - on]}' WHERE service_id = 2",
+                ],
+                [f"UPDATE Plans SET rate_limit = {RATE + dice.randint(0, 9)} WHERE plan_id = 2"],
+                [f"UPDATE Plans SET rate_window_seconds = {30 + on} WHERE plan_id = 2"],
+                [f"UPDATE Plans SET rate_burst = {RATE + dice.randint(0, 9)} WHERE plan_id = 2"],
+                [f"UPDATE Plans SET rate_burst = NULL, name = 'plan {on}' WHERE plan_id = 2"],
+                [
+                    f"""UPDATE Plans SET rate_limit = {RATE if on else "NULL"}, rate_burst = NULL,
+                        rate_window_seconds = {60 if on else "NULL"} WHERE plan_id = 1"""
+                ],
+                [f"UPDATE Accounts SET is_active = {on} WHERE account_id = {account}"],
+                [f"UPDATE Accounts SET plan_id = {1 + on} WHERE account_id = {account}"],
+                [f"UPDATE Accounts SET email = 'a{on}' || account_id WHERE account_id = {account}"],
+                [f"UPDATE APIKeyStatuses SET allows_access = {on} WHERE name = 'paused'"],
+                [f"UPDATE APIKeyStatuses SET is_active = {on} WHERE name = 'paused'"],
+                [
+                    "UPDATE APIKeyStatuses SET name = 'later' WHERE name = 'paused'",
+                    "UPDATE APIKeyStatuses SET name = 'paused' WHERE name = 'later'",
+                ],
+            ]
+        )
+
+    def _care(self) -> list[str]:
+        change = self._change()
+        return self.dice.choice(
+            [
+                [USE],
+                ["SAVEPOINT a", *change, "ROLLBACK TO a", "RELEASE a"],
+                ["SAVEPOINT a", *change, *self._change(), "RELEASE a"],
+                ["SAVEPOINT a", *change, "ROLLBACK TO a", *self._change(), "RELEASE a"],
+                ["PRAGMA wal_checkpoint(TRUNCATE)"],
+                ["PRAGMA wal_checkpoint(RESTART)", *change],
+                ["VACUUM", *change],
+                [f"SAVE {self.copy}"],
+                [f"LOAD {self.copy}"],
+                [f"LOAD {self.first}"],
+                COMPACT,
+                ["ANALYZE"],
+            ]
+        )
+
+    @staticmethod
+    def _unrevoked(key: str) -> str:
+        return f"WHERE api_key = '{key}' AND api_key NOT IN (SELECT api_key FROM Revocations)"
+
+
+def said(validator: Validator, issued: dict[str, str], *, cost: int = 0, turn: int = 0) -> Said:
+    """Check every token, with no service and with each; ``turn``: from which on."""
+    found: Said = {}
+    all_tokens = list(issued.values())
+    for token in all_tokens[turn:] + all_tokens[:turn]:
+        decision = validator.check(token, cost=cost)
+        has = frozenset(
+            name for name in SERVICES if validator.check(token, service=name, cost=cost).allowed
+        )
+        if decision.allowed:
+            found[token] = (
+                decision.api_key,
+                decision.label,
+                decision.account,
+                decision.plan,
+                *(decision.rate.rate if decision.rate else (None, None, None)),
+                has,
+            )
+        else:
+            assert not has
+    return found
 
 
 def passing(validator: Validator, issued: dict[str, str]) -> set[str]:
-    decisions = {key: validator.check(token, cost=0) for key, token in issued.items()}
-    return {key for key, decision in decisions.items() if decision.allowed}
+    by_token = said(validator, issued)
+    return {key for key, token in issued.items() if token in by_token}
 
 
 @pytest.mark.parametrize("is_mapped", [True, False], ids=["WAL-index", "data_version"])
@@ -153,18 +253,41 @@ def test_the_very_next_check_knows_what_another_process_has_committed(
 ) -> None:
     if not is_mapped:
         monkeypatch.setattr(edge.commits, "_map", lambda _: None)
+    path = store.file.path
+    store.close()  # its connection would not follow the path
     seed = secrets.randbits(32)
-    dice, keys = random.Random(seed), list(issued)  # noqa: S311 - no secret
-    copy = tmp_path / "copy.db"
-    writer.do(f"SAVE {copy}")
-    with Validator(store.file.path) as validator:
+    dice = random.Random(seed)  # noqa: S311 - no secret
+    moves = Moves(dice, issued, tmp_path)
+    writer.do(f"SAVE {moves.first}", f"SAVE {moves.copy}")
+    allowed = 0
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        one, shared, seldom = (stack.enter_context(Validator(path)) for _ in range(3))
         for number in range(ROUNDS):
-            done = statements(dice, keys, copy)
-            expected = writer.do(*done)
-            assert passing(validator, issued) == expected, (seed, number, done)
+            orders = moves.next()
+            expected = writer.do(*orders)
+            expected = {
+                token: (*facts[:-1], facts[-1] & set(SERVICES)) for token, facts in expected.items()
+            }
+            if orders[0].startswith("RENAME"):
+                passes = time.monotonic() + slow.LOOK_SECONDS
+                while time.monotonic() < passes:
+                    pass
+            about = (seed, number, orders)
+            turn = dice.randrange(KEYS)
+            assert said(one, issued, cost=number % 2, turn=turn) == expected, about
+            if number % 3 == 0:
+                both = [threads.submit(said, shared, issued, turn=turn + n) for n in (0, 3)]
+                assert [future.result() for future in both] == [expected, expected], about
+            if number % 17 == 0:
+                assert said(seldom, issued) == expected, about
+            allowed += len(expected)
+    # neither all nor nothing, or the rounds have proved nothing
+    assert ROUNDS * KEYS * 0.1 < allowed < ROUNDS * KEYS * 0.9
+    print(f"{ROUNDS} rounds, {allowed} allowed, {moves.replaced} files replaced")
 
 
-@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed")
+@pytest.mark.skipif(not HAS_SHELL, reason="the sqlite3 shell is not installed")
 def test_the_very_next_check_knows_what_the_sqlite3_shell_has_committed(
     store: Store, issued: dict[str, str], tmp_path: Path
 ) -> None:
@@ -205,7 +328,7 @@ def test_usage_of_others_makes_nobody_forget(
 def test_a_check_that_is_remembered_asks_the_file_nothing(
     store: Store, issued: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validator_module, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 3600.0)
     with Validator(store.file.path) as validator:
         passing(validator, issued)
         asked: list[Any] = []

@@ -18,7 +18,7 @@ from unkey.py.utils import BackoffStrategy, RetryConfig
 from keystore import Decision, Reason, Store
 from keystore.edge.decision import Rate, RateLimit
 from keystore.http.check import Checker, Request, Response, respond, wants_body
-from tests.test_http import Server
+from tests.serving import Server
 
 PATH = "/v2/keys.verifyKey"
 

@@ -5,6 +5,7 @@ entries if it names anything else, or if the tail does not follow on what was se
 only records usage makes nobody forget anything.
 """
 
+from collections.abc import Container
 from ipaddress import ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class TokenCache:
         self.answers: dict[bytes, Answer] = {}
         self._entries: dict[bytes, Entry] = {}
         self._digests: dict[int, bytes] = {}
-        self._services: dict[int, frozenset[str]] = {}
+        self._services: dict[int, dict[str, int]] = {}  # quota ids by name
         self._quota_keys: dict[int, int] = {}
         self._identity: tuple[Any, ...] = ()
         self._last_change: tuple[Any, ...] | None = None
@@ -89,6 +90,9 @@ class TokenCache:
             raise DamagedStoreError(
                 f"key {row[0]} cannot be read: {error}.", hint="`keystore doctor` tells more."
             ) from error
+        # What a commit has changed since the last look is read already: nobody else could then tell
+        # that what is remembered of this key under another token is to be forgotten.
+        self._forget(entry.api_key_id)
         if len(self._entries) >= CACHE_SIZE:
             # The oldest hundredth: who is asked for often comes back at once.
             for old in list(islice(self._entries.values(), CACHE_SIZE // 100)):
@@ -97,13 +101,17 @@ class TokenCache:
         self._digests[entry.api_key_id] = digest
         return entry
 
-    def services(self, conn: "sqlite3.Connection", api_key_id: int) -> frozenset[str]:
+    def services(self, conn: "sqlite3.Connection", api_key_id: int) -> Container[str]:
         """Return the names of the active services that a key may be used for."""
         found = self._services.get(api_key_id)
         if found is None:
-            rows = conn.execute(_Q["services"], (api_key_id,)).fetchall()
-            self._quota_keys.update((quota_id, api_key_id) for quota_id, _ in rows)
-            found = self._services[api_key_id] = frozenset(name for _, name in rows)
+            found = dict(conn.execute(_Q["services"], (api_key_id,)).fetchall())
+            for quota_id in found.values():
+                before = self._quota_keys.get(quota_id)
+                if before is not None:
+                    self._forget(before)  # as in entry(): the quota has moved
+                self._quota_keys[quota_id] = api_key_id
+            self._services[api_key_id] = found
         return found
 
     def clear(self) -> None:
@@ -143,7 +151,8 @@ class TokenCache:
         self._last_revocation = scalar(conn, _Q["last_revocation"])
 
     def _forget(self, api_key_id: int) -> None:
-        self._services.pop(api_key_id, None)
+        for quota_id in self._services.pop(api_key_id, {}).values():
+            self._quota_keys.pop(quota_id, None)
         digest = self._digests.pop(api_key_id, None)
         if digest is not None:
             self.answers.pop(digest, None)
@@ -177,7 +186,7 @@ class TokenCache:
     def _keys_of_quota(self, conn: "sqlite3.Connection", quota_id: int) -> set[int]:
         """Return the key that a quota is for, and the one that it was for."""
         rows = conn.execute(_Q["quota_key"], (quota_id,)).fetchall()
-        known = self._quota_keys.pop(quota_id, None)
+        known = self._quota_keys.get(quota_id)
         return {api_key_id for (api_key_id,) in rows} | ({known} if known is not None else set())
 
 
@@ -202,20 +211,24 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         rate_window_seconds,
         rate_burst,
     ) = row
-    return Entry(
-        api_key_id,
-        api_key,
-        is_active == 1 and allows_access == 1,
-        status,
-        clock.seconds(expires_at) if expires_at else None,
-        tuple(map(ip_network, networks.split())) if networks is not None else None,
-        label,
-        metadata,
-        account_id,
-        account,
-        account_is_active == 1,
-        plan,
-        max_staleness_seconds,
-        stale_action,
-        Rate(rate_limit, rate_window_seconds, rate_burst or rate_limit) if rate_limit else None,
+    # (half of what Entry(…) takes)
+    return tuple.__new__(
+        Entry,
+        (
+            api_key_id,
+            api_key,
+            is_active == 1 and allows_access == 1,
+            status,
+            clock.seconds(expires_at) if expires_at else None,
+            tuple(map(ip_network, networks.split())) if networks is not None else None,
+            label,
+            metadata,
+            account_id,
+            account,
+            account_is_active == 1,
+            plan,
+            max_staleness_seconds,
+            stale_action,
+            Rate(rate_limit, rate_window_seconds, rate_burst or rate_limit) if rate_limit else None,
+        ),
     )

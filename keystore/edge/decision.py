@@ -190,18 +190,23 @@ def decide(
         reason = Reason.OFFLINE
     elif bound is not None and freshness.age_seconds > bound and entry.stale_action != "allow":
         reason = Reason.STALE
-    return Decision(
-        reason is Reason.OK,
-        reason,
-        entry.api_key,
-        entry.api_key_id,
-        entry.account,
-        entry.account_id,
-        entry.plan,
-        entry.label,
-        entry.metadata,
-        entry.expires_at,
-        freshness,
+    # (a third of what Decision(…) takes)
+    return tuple.__new__(
+        Decision,
+        (
+            reason is Reason.OK,
+            reason,
+            entry.api_key,
+            entry.api_key_id,
+            entry.account,
+            entry.account_id,
+            entry.plan,
+            entry.label,
+            entry.metadata,
+            entry.expires_at,
+            freshness,
+            None,
+        ),
     )
 
 

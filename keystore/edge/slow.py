@@ -28,7 +28,7 @@ MAX_COST = 1 << 40
 LOOK_SECONDS = 0.001
 """How long another file at the same path may go unnoticed, while checks come thick and fast."""
 ANSWER_SECONDS = 1.0
-"""How old the age in a decision may be; times of a store are whole seconds, too."""
+"""How old the age in a decision may be (a replica's); times of a store are whole seconds, too."""
 
 
 class SlowWay(db.Closing):
@@ -146,9 +146,10 @@ class SlowWay(db.Closing):
         self, digest: bytes, entry: Entry, decision: Decision, now: float, behind: float
     ) -> Answer:
         """Let the fast way give this answer while nothing but a commit could change it."""
-        until = min(now + ANSWER_SECONDS, entry.expires_at or inf)
+        until = entry.expires_at or inf
         if decision.freshness and not self._info.is_origin:
-            until = min(until, self._guard.holds_until(entry, now, decision.freshness))
+            holds_until = self._guard.holds_until(entry, now, decision.freshness)
+            until = min(until, holds_until, now + ANSWER_SECONDS)
         # The fast way asks the wall clock alone, which may be behind this store's time.
         use = (entry.api_key_id, entry.account_id, 1)
         answer = self._answers[digest] = Answer(until - behind, decision, use, entry)
@@ -185,6 +186,8 @@ class SlowWay(db.Closing):
     def _plan_slow_way(self) -> None:
         """Say when the fast way is to be left: to look at the path, to flush, to note the clock."""
         now, behind = self._guard.now()
+        if behind > self._behind + 0.001:  # (less is the clocks' grain)
+            self._answers.clear()  # they hold until times that the wall clock now shows too late
         if self._info.is_origin:
             self._freshness = Freshness(self._last_change, None, 0.0)
         else:

@@ -11,12 +11,14 @@ never written twice.
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from math import inf
 from typing import NamedTuple
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
 from keystore.edge.guard import ClockGuard
+from keystore.errors import KeystoreError
 
 _Q = sql.named("edge")
 Use = tuple[int, int, int]
@@ -89,7 +91,9 @@ class UsageBuffer:
             self._write([use], secrets.randbits(63))
 
     def move_to(self, file: StoreFile) -> None:
-        """Write to another file from now on."""
+        """Write to another file from now on, but for what an interrupted flush has written."""
+        with suppress(KeystoreError), self._file.errors():
+            self._settle()
         self._file = file
 
     def forget(self) -> None:
@@ -104,17 +108,22 @@ class UsageBuffer:
         """
         if not self.uses:
             return 0
-        flushed = self.pending
+        flushed, had_failed = self.pending, self._has_failed
         self._has_failed, self._due_at = True, time.monotonic() + self._max_seconds
-        self._settle()
-        uses = self._merge()
-        if uses:
-            batch = _Batch(len(uses), secrets.randbits(63), self._last_id())
-            # An exception may come from a signal, after the commit and before the next line. So
-            # the mark goes in one step with what it marks, and is looked for if it is still there.
-            self.uses.insert(0, batch)
-            self._write(uses, batch.nonce)
-            self._drop(batch.size + 1)
+        with self._file.errors():
+            self._settle()
+            if had_failed:
+                self._merge()
+            uses = self.uses[:]  # those that others append meanwhile come behind
+            if uses:
+                batch = _Batch(len(uses), secrets.randbits(63), self._last_id())
+                # An exception may come from a signal, after the commit and before the next line.
+                # So the mark goes in one step with what it marks, and is looked for if it is still
+                # there. Until then the list stays as long as it is: who appends sees how much may
+                # be lost.
+                self.uses.insert(0, batch)
+                self._write(_sums(uses), batch.nonce)
+                self._drop(batch.size + 1)
         self._has_failed, self._due_at = False, None
         return flushed
 
@@ -128,17 +137,12 @@ class UsageBuffer:
             else:
                 del self.uses[0]
 
-    def _merge(self) -> list[Use]:
+    def _merge(self) -> None:
         """Keep one sum for each key, so that a store that is locked for hours fills no memory."""
-        uses = self.uses[:]  # those that others append meanwhile come behind
-        sums: dict[tuple[int, int], int] = {}
-        for api_key_id, account_id, amount in uses:
-            principal = (api_key_id, account_id)
-            sums[principal] = sums.get(principal, 0) + amount
-        merged = [(*principal, amount) for principal, amount in sums.items()]
+        uses = self.uses[:]
+        merged = _sums(uses)
         self.uses[: len(uses)] = merged
         self._merged += len(uses) - len(merged)
-        return merged
 
     def _drop(self, count: int) -> None:
         del self.uses[:count]
@@ -155,3 +159,11 @@ class UsageBuffer:
         with self._file.write() as conn:
             conn.executemany(_Q["insert_usage"], ((*use, nonce) for use in uses))
             self._guard.mark(conn)
+
+
+def _sums(uses: Iterable[Use]) -> list[Use]:
+    sums: dict[tuple[int, int], int] = {}
+    for api_key_id, account_id, amount in uses:
+        principal = (api_key_id, account_id)
+        sums[principal] = sums.get(principal, 0) + amount
+    return [(*principal, amount) for principal, amount in sums.items()]

@@ -160,8 +160,9 @@ def _start(allowed: bool, reason: Reason, *, is_nginx: bool) -> Response:
     status = HTTPStatus.FORBIDDEN if is_nginx and real not in _NGINX else real
     named: Pairs = (("X-Auth-Status", str(real.value)), ("X-Auth-Reason", reason.value))
     if allowed:
-        body = json.dumps({"allowed": True, "reason": reason.value}).encode() + b"\n"
-        return Response(status, (("Content-Type", "application/json"), _NO_STORE, *named), body)
+        # Without a body: all is said in the headers, and proxies that do not read one (nginx, Caddy
+        # 2.6) would close the connection after each check.
+        return Response(status, (_NO_STORE, *named), b"")
     if real is HTTPStatus.UNAUTHORIZED:
         named = (_INVALID, *named)
     elif real is HTTPStatus.FORBIDDEN:

@@ -12,45 +12,31 @@ characters and NUL anywhere.
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
 from functools import cache
 from http import HTTPStatus
 from typing import Any
 
 from keystore.errors import UnsupportedTargetError
-from keystore.http import voice
 from keystore.http.check import (
     MAX_BODY_BYTES,
-    Checker,
     Request,
     Response,
-    Settings,
     respond,
     wants_body,
 )
 from keystore.http.counts import (
     BOUNDS_NS,
-    CONNECTIONS,
     LATENCY,
     LATENCY_SUM_NS,
-    CountedChecker,
-    Counts,
     status_number,
 )
+from keystore.http.service import SPARE_CONNECTIONS, Service
 
 MAX_HEADER_BYTES = 65_536
 MAX_FIELDS = 128
 MAX_TARGET_BYTES = 16_384
-HEADER_SECONDS = 10.0
-"""How long a client may take for the headers of a request, and before its first one."""
-IDLE_SECONDS = 75.0
-"""How long a connection may wait for its next request, or for the next piece of a body."""
-LINGER_SECONDS = 2.0
 _LINGER_BYTES = 1 << 20
-"""How much is read past after a refusal, which a client that is still writing would not see."""
-_SPARE_CONNECTIONS = 64
-"""Past the cap, so many at once are told so; any further ones are cut without a word."""
-
+"""How much is read past after the last answer, which a client that still writes would not see."""
 _KEPT = {
     name.encode(): name
     for name in (
@@ -83,62 +69,6 @@ except ImportError as error:
         "the server needs the extra 'server' (httptools is not installed).",
         hint="pip install 'keystore[server]'",
     ) from error
-
-
-class Service:
-    """What the connections of a process share.
-
-    Args:
-        checker: what answers the checks.
-        settings: what the operator has decided.
-        counts: where everything is counted.
-        pages: what is answered without a token, by path.
-        most: connections at once.
-    """
-
-    def __init__(
-        self,
-        checker: Checker,
-        settings: Settings,
-        counts: Counts,
-        pages: Mapping[str, Callable[[], Response]] | None = None,
-        most: int = 10_000,
-    ) -> None:
-        self.checker: Checker = CountedChecker(checker, counts)
-        self.settings, self.counts, self.pages, self.most = settings, counts, pages or {}, most
-        self.row = counts.row
-        self.connections: set[Connection] = set()
-        self.is_ending = False
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Close what has been silent for too long; call it once a second."""
-        now = time.monotonic()
-        self.header_due, self.idle_due = now + HEADER_SECONDS, now + IDLE_SECONDS
-        self.linger_due = now + LINGER_SECONDS
-        for connection in [one for one in self.connections if one.due <= now]:
-            connection.time_out()
-        self.row[CONNECTIONS] = len(self.connections)
-
-    def end(self) -> None:
-        """Close what waits for a request; what is under way is answered, and closed then."""
-        self.is_ending = True
-        for connection in tuple(self.connections):
-            connection.end()
-
-    def abort(self) -> None:
-        """Close all connections at once."""
-        for connection in tuple(self.connections):
-            connection.abort()
-
-    def report(self, error: BaseException | None) -> None:
-        """Say on standard error what went wrong, and where; never with what a client has sent."""
-        self.counts.refused("error")
-        trace = error.__traceback__ if error is not None else None
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f" in {trace.tb_frame.f_code.co_qualname}" if trace is not None else ""
-        voice.tell(f"keystore: {type(error).__name__}{where}; the request was answered with 503.")
 
 
 class _RefusedError(Exception):
@@ -196,7 +126,7 @@ class Connection(asyncio.Protocol):
         address = transport.get_extra_info("peername")
         self._peer = address[0] if isinstance(address, tuple) and address else None
         service.connections.add(self)
-        if len(service.connections) > service.most + _SPARE_CONNECTIONS:
+        if len(service.connections) > service.most + SPARE_CONNECTIONS:
             service.counts.refused("connections")
             self.abort()
         elif len(service.connections) > service.most:
@@ -225,10 +155,10 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Answered already, as if nothing else had been asked for: RFC 9110, 7.8.
+            # Answered already, as if nothing else had been asked for (RFC 9110, section 7.8). What
+            # comes right behind it may be of another protocol, and is not read.
             self._parser = httptools.HttpRequestParser(self)
-            if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
+            self._is_last |= upgrade.args[0] < len(data)
         except httptools.HttpParserError as error:
             self._fail(error)
         out = self._out
@@ -341,10 +271,9 @@ class Connection(asyncio.Protocol):
         if not self._is_last:
             self.due, self._unparsed = self._service.idle_due, 0
             self._is_begun = not self._is_in_headers or bool(self._target)
-        elif self._refusal is None:
-            self._transport.close()
         else:
-            # To close with something unread would reset the connection, and the answer be lost.
+            # To close with something unread would reset the connection, and the answer be lost: the
+            # client closes, or the sweep does.
             self._transport.write_eof()
             self.due, self._unparsed = self._service.linger_due, 0
 

@@ -18,15 +18,17 @@ from keystore.edge import Reason, Validator
 from keystore.http import sockets
 from keystore.http.answers import RETRY_AFTER_SECONDS, Response
 from keystore.http.check import Settings
-from keystore.http.connection import Connection, Service
+from keystore.http.connection import Connection
 from keystore.http.counts import CACHED, PENDING, SLOW_CHECKS, Counts
 from keystore.http.health import Health
+from keystore.http.service import Service
 
 FLUSH_SECONDS = 1.0
 """How often at least usage is looked at."""
 SWEEP_SECONDS = 1.0
 GRACE_SECONDS = 2.0
 """How long a client may take for what it has begun, and to read its last answers, at the end."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COLLECT_AFTER = 20_000
 """New objects between two collections; the requests themselves make no cycles."""
 _MOST_CONNECTIONS = 10_000
@@ -109,7 +111,7 @@ async def _serve(
     # asyncio's own handler would log what a callback was called with.
     loop.set_exception_handler(lambda _, context: service.report(context.get("exception")))
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     if until is not None:
         loop.add_reader(until, lambda: None if os.read(until, 4096) else stop.set())
@@ -134,6 +136,10 @@ async def _serve(
         await asyncio.sleep(0.02)
     service.abort()
     await asyncio.sleep(0)
+    for number in _SIGNALS:
+        # A second one must not end the process before its usage is on disk.
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _sweep(validator: Validator, service: Service) -> None:

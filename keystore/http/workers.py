@@ -107,12 +107,12 @@ class _Worker:
             [sys.executable, "-P", "-m", "keystore.http.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # so that nothing is left to be written to a worker that is dead
             pass_fds=[task.memory] + ([] if task.socket is None else [task.socket]),
         )
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):  # it is dead already, which its output says
                 self.process.stdin.write(task.sent())
-                self.process.stdin.flush()
 
     def close(self) -> int:
         """Close the pipes of a process that has ended; return its exit code."""
