@@ -74,32 +74,35 @@ def left(conn: "sqlite3.Connection", quota_id: int, store_id: str, now: float) -
     return Left(quota_id, initial, max(0, remaining - used), period, renews_at(renewal, now))
 
 
-def lease(
-    conn: "sqlite3.Connection", quota_id: int, store_id: str, now: float, units: int, most: int
-) -> tuple[int, Left] | None:
+def lease(conn: "sqlite3.Connection", found: Left, units: int, most: int) -> tuple[int, Left]:
     """Take at least ``units`` of a quota, if there are so many, and up to ``most``; else none.
 
-    Returns what was taken, and what is left after that; ``None``: there is no such quota. Part of
-    the caller's write transaction.
+    Returns what was taken, and what is left after that. Part of the write transaction in which
+    :func:`left` has found it.
     """
-    found = left(conn, quota_id, store_id, now)
-    if found is None:
-        return None
     if found.remaining < units:
         return 0, found
     taken = max(units, min(most, found.remaining // SHARE))
-    conn.execute(_Q["lease"], (taken, quota_id))
+    conn.execute(_Q["lease"], (taken, found.quota_id))
     return taken, found._replace(remaining=found.remaining - taken)
 
 
-def spend(conn: "sqlite3.Connection", quota_id: int, units: int, period: str) -> None:
-    """Note that leased units were spent: they are in the UsageLog now."""
-    conn.execute(_Q["spend"], {"quota_id": quota_id, "units": units, "period": period})
+def spend(conn: "sqlite3.Connection", quota_id: int, period: str, units: int) -> str | None:
+    """Note that leased units were spent, whose usage is being written.
+
+    Returns when that was, as UTC text, if it was in a period that is over; else ``None``.
+    """
+    values = {"quota_id": quota_id, "units": units, "period": period}
+    if conn.execute(_Q["spend"], values).rowcount:
+        return None
+    row = conn.execute(_Q["before_period"], (quota_id,)).fetchone()
+    return row[0] if row else None
 
 
-def give_back(conn: "sqlite3.Connection", quota_id: int, units: int, period: str) -> None:
+def give_back(conn: "sqlite3.Connection", found: Left, units: int) -> None:
     """Give back leased units that were not spent, if their period lasts."""
-    conn.execute(_Q["give_back"], {"quota_id": quota_id, "units": units, "period": period})
+    values = {"quota_id": found.quota_id, "units": units, "period": found.period}
+    conn.execute(_Q["give_back"], values)
 
 
 class Consumed(NamedTuple):
@@ -113,10 +116,12 @@ class Consumed(NamedTuple):
 
 def settle_own(conn: "sqlite3.Connection", store_id: str, now: float) -> None:
     """At an origin: deduct what was used here. Part of the caller's write transaction."""
+    _renew(conn, now)
     (head,) = conn.execute(_Q["usage_head"]).fetchone()
     (settled,) = conn.execute(_Q["settled"], (store_id,)).fetchone()
     rows = [Consumed(*row) for row in conn.execute(_Q["own_use"], (settled, head))]
-    settle(conn, store_id, head, rows, now)
+    if rows:
+        settle(conn, store_id, head, rows, now)
 
 
 def settle(
@@ -131,11 +136,19 @@ def settle(
     Renews what is due first, and sets and lifts the status ``exhausted`` of the keys. Part of the
     caller's write transaction.
     """
-    for renewal in ("daily", "monthly"):
-        conn.execute(_Q["renew"], {"renewal": renewal, "period": period_of(renewal, now, "")})
+    _renew(conn, now)
     for row in rows:
         conn.execute(_Q["deduct"], row._asdict())
-    if up_to:
-        conn.execute(_Q["note_settled"], {"replica_id": store_id, "usage_id": up_to})
+    conn.execute(_Q["note_settled"], {"replica_id": store_id, "usage_id": up_to})
+    mark_exhausted(conn)
+
+
+def _renew(conn: "sqlite3.Connection", now: float) -> None:
+    for renewal in ("daily", "monthly"):
+        conn.execute(_Q["renew"], {"renewal": renewal, "period": period_of(renewal, now, "")})
+
+
+def mark_exhausted(conn: "sqlite3.Connection") -> None:
+    """At an origin: set and lift the status ``exhausted`` of the keys, by what is left to them."""
     conn.execute(_Q["lift_exhausted"])
     conn.execute(_Q["set_exhausted"])

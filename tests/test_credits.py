@@ -16,6 +16,7 @@ from keystore.errors import (
 )
 
 ADA = "ada@example.org"
+INSERT = "INSERT INTO CreditLedger (account_id, kind, amount_nano, balance_nano) VALUES"
 
 
 @pytest.fixture
@@ -74,10 +75,8 @@ def test_a_balance_never_goes_below_zero(priced: Store) -> None:
     with pytest.raises(InsufficientCreditsError, match=r"has 10 credits; this costs 10\.005"):
         priced.charge(ADA, "gpt-5-chat", input_tokens=2_001_000)
     for sql in (
-        "INSERT INTO CreditLedger (account_id, kind, amount_nano, balance_nano)"
-        " VALUES (1, 'charge', -20000000000, 0)",
-        "INSERT INTO CreditLedger (account_id, kind, amount_nano, balance_nano)"
-        " VALUES (1, 'charge', -20000000000, -10000000000)",
+        f"{INSERT} (1, 'charge', -20000000000, 0)",
+        f"{INSERT} (1, 'charge', -20000000000, -10000000000)",
         "UPDATE CreditBalances SET balance_nano = -1",
         "UPDATE CreditLedger SET amount_nano = 5",
         "DELETE FROM CreditLedger",

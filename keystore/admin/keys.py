@@ -1,13 +1,14 @@
 """Keys, from issue to deletion. A token is returned once and stored nowhere."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import uuid_utils.compat
 
-from keystore import clock, models, sql, tokens
+from keystore import clock, models, quotas, sql, tokens
 from keystore.admin.base import Admin
 from keystore.errors import InvalidInputError, NotFoundError
 
@@ -206,11 +207,14 @@ class KeyAdmin(Admin):
         wanted = models.validated(
             models.QuotaInput, "quota", service=service, quota=quota, renewal=renewal
         )
-        with self._write():
+        with self._write() as conn:
             found = self._key(key)
+            # What was used before is not to be deducted from the new quota.
+            quotas.settle_own(conn, self.info.store_id, time.time())
             self._insert_quota(found.api_key_id, wanted.service, wanted.quota, wanted.renewal)
-            quotas = self._quotas(found.api_key_id)
-            return next(item for item in quotas if item.service == wanted.service)
+            quotas.mark_exhausted(conn)
+            given = self._quotas(found.api_key_id)
+            return next(item for item in given if item.service == wanted.service)
 
     def quotas(self, key: str) -> list[models.Quota]:
         """Return what a key may use and what is left of it, by service.

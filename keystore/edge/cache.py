@@ -5,7 +5,7 @@ entries if it names anything else, or if the tail does not follow on what was se
 only records usage makes nobody forget anything.
 """
 
-from collections.abc import Container
+from collections.abc import Mapping
 from ipaddress import ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from keystore import clock, sql
 from keystore.db import StoreInfo, scalar
 from keystore.edge.decision import Decision, Entry, Rate
+from keystore.edge.leases import Grant, Lease
+from keystore.edge.usage import Use
 from keystore.errors import DamagedStoreError
 
 if TYPE_CHECKING:
@@ -27,28 +29,42 @@ _LONGEST_TAIL = 1_000
 _Q = sql.named("edge")
 
 
+class Granted:
+    """What an answer needs to know of a service: whose units to take, and what to say then."""
+
+    __slots__ = ("decision", "lease", "use")
+
+    def __init__(self, lease: Lease, decision: Decision, use: Use) -> None:
+        self.lease, self.decision, self.use = lease, decision, use
+
+
+_NO_SERVICES: Mapping[str, Granted] = {}
+
+
 class Answer:
     """A "yes" that holds for every check of a token until a time, in Unix seconds.
 
-    For the ``services`` that are in it; and if ``addresses`` is not ``None``, from those. If there
-    is a ``rate``, and something of it is left.
+    For the ``services`` that are in it, while their leases last; and if ``addresses`` is not
+    ``None``, from those. If there is a ``rate``, and something of it is left.
     """
 
     __slots__ = ("addresses", "decision", "is_plain", "rate", "services", "until", "use")
 
-    def __init__(
-        self, until: float, decision: Decision, use: tuple[int, int, int], entry: Entry
-    ) -> None:
-        self.until, self.decision, self.use = until, decision, use
+    def __init__(self, until: float, decision: Decision, entry: Entry) -> None:
+        self.until, self.decision = until, decision
+        self.use: Use = (entry.api_key_id, entry.account_id, None, None, None, 1)
         self.rate: Rate | None = entry.rate
-        self.services: frozenset[str] = frozenset()
+        self.services: Mapping[str, Granted] = _NO_SERVICES
         self.addresses: set[str | None] | None = None if entry.networks is None else set()
         self.is_plain = entry.rate is None and entry.networks is None
 
-    def admit(self, service: str | None, ip: str | None) -> None:
-        """Note what the same answer was found for."""
-        if service is not None:
-            self.services |= {service}
+    def admit(self, ip: str | None, granted: Granted | None, behind: float) -> None:
+        """Note what the same answer was found for; ``behind``: the wall clock's, in seconds."""
+        quota = granted.decision.quota if granted is not None else None
+        if granted is not None and quota is not None:
+            self.services = {**self.services, quota.service: granted}
+            if quota.renews_at is not None:
+                self.until = min(self.until, quota.renews_at - behind)
         if self.addresses is not None:
             if len(self.addresses) >= MOST_ADDRESSES:
                 self.addresses.clear()
@@ -62,7 +78,7 @@ class TokenCache:
         self.answers: dict[bytes, Answer] = {}
         self._entries: dict[bytes, Entry] = {}
         self._digests: dict[int, bytes] = {}
-        self._services: dict[int, dict[str, int]] = {}  # quota ids by name
+        self._services: dict[int, dict[str, Grant]] = {}
         self._quota_keys: dict[int, int] = {}
         self._identity: tuple[Any, ...] = ()
         self._last_change: tuple[Any, ...] | None = None
@@ -101,12 +117,13 @@ class TokenCache:
         self._digests[entry.api_key_id] = digest
         return entry
 
-    def services(self, conn: "sqlite3.Connection", api_key_id: int) -> Container[str]:
-        """Return the names of the active services that a key may be used for."""
+    def services(self, conn: "sqlite3.Connection", api_key_id: int) -> dict[str, Grant]:
+        """Return by what a key may use the active services, by their names."""
         found = self._services.get(api_key_id)
         if found is None:
-            found = dict(conn.execute(_Q["services"], (api_key_id,)).fetchall())
-            for quota_id in found.values():
+            rows = conn.execute(_Q["services"], (api_key_id,)).fetchall()
+            found = {name: Grant(*ids) for name, *ids in rows}
+            for quota_id, _ in found.values():
                 before = self._quota_keys.get(quota_id)
                 if before is not None:
                     self._forget(before)  # as in entry(): the quota has moved
@@ -151,7 +168,7 @@ class TokenCache:
         self._last_revocation = scalar(conn, _Q["last_revocation"])
 
     def _forget(self, api_key_id: int) -> None:
-        for quota_id in self._services.pop(api_key_id, {}).values():
+        for quota_id, _ in self._services.pop(api_key_id, {}).values():
             self._quota_keys.pop(quota_id, None)
         digest = self._digests.pop(api_key_id, None)
         if digest is not None:

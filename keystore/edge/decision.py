@@ -7,7 +7,7 @@ dataclass takes, and cannot be changed by one caller under the eyes of another.
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 class Reason(StrEnum):
@@ -26,6 +26,8 @@ class Reason(StrEnum):
     """The client's address is not in the key's networks, or not known where it must be."""
     SERVICE = "service"
     """The key has no quota for the service, or the service is not active, or unknown."""
+    QUOTA_EXCEEDED = "quota_exceeded"
+    """The key has used up its quota for the service, or all of its quotas."""
     RATE_LIMITED = "rate_limited"
     """The key has used up the rate of its plan for the moment; :attr:`RateLimit.retry_after`."""
     STALE = "stale"
@@ -43,6 +45,7 @@ class Reason(StrEnum):
         return self in _NOT_NOW
 
 
+_STATUS_REASONS = {"revoked": Reason.REVOKED, "exhausted": Reason.QUOTA_EXCEEDED}
 _NOT_NOW = frozenset({Reason.STALE, Reason.OFFLINE, Reason.NOT_SYNCED, Reason.UNAVAILABLE})
 
 
@@ -102,6 +105,39 @@ class RateLimit(NamedTuple):
     retry_after: float
 
 
+class Held(Protocol):
+    """Units of a quota that are left, as far as is known."""
+
+    @property
+    def remaining(self) -> int:
+        """How many."""
+
+
+class QuotaLeft:
+    """What is left of a key's quota for a service.
+
+    ``remaining`` goes on counting after the answer: it is what is left when it is read, in the file
+    as far as it is known and in this process. ``renews_at`` is in Unix seconds; ``None``: never.
+    """
+
+    __slots__ = ("_held", "initial", "renews_at", "service")
+
+    def __init__(self, held: Held, service: str, initial: int, renews_at: float | None) -> None:
+        self._held, self.service = held, service
+        self.initial, self.renews_at = initial, renews_at
+
+    @property
+    def remaining(self) -> int:
+        """Units that are left."""
+        return self._held.remaining
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for JSON."""
+        return {
+            name: getattr(self, name) for name in ("service", "initial", "remaining", "renews_at")
+        }
+
+
 class Entry(NamedTuple):
     """What a store knows of one token: the key, its account, its plan. Times are Unix seconds."""
 
@@ -125,8 +161,9 @@ class Entry(NamedTuple):
 class Decision(NamedTuple):
     """The answer to a check. Identity fields are ``None`` where the token named nobody.
 
-    ``expires_at`` is in Unix seconds, ``metadata`` the JSON text that the key was given, ``rate``
-    is ``None`` where the plan has no rate, and where the answer did not depend on it.
+    ``expires_at`` is in Unix seconds, ``metadata`` the JSON text that the key was given, ``quota``
+    is that of the service that was asked for. ``rate`` is ``None`` where the plan has no rate, and
+    where the answer did not depend on it.
     """
 
     allowed: bool
@@ -140,6 +177,7 @@ class Decision(NamedTuple):
     metadata: str | None = None
     expires_at: float | None = None
     freshness: Freshness | None = None
+    quota: QuotaLeft | None = None
     rate: RateLimit | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,6 +185,7 @@ class Decision(NamedTuple):
         fresh, rate = self.freshness, self.rate
         return self._asdict() | {
             "freshness": fresh and fresh._asdict(),
+            "quota": self.quota and self.quota.as_dict(),
             "rate": rate and rate._asdict() | {"rate": rate.rate._asdict()},
         }
 
@@ -177,7 +216,7 @@ def decide(
     reason = Reason.OK
     bound, limit = entry.max_staleness_seconds, freshness.limit
     if not entry.is_active:
-        reason = Reason.REVOKED if entry.status == "revoked" else Reason.SUSPENDED
+        reason = _STATUS_REASONS.get(entry.status, Reason.SUSPENDED)
     elif entry.expires_at is not None and now >= entry.expires_at:
         reason = Reason.EXPIRED
     elif not entry.account_is_active or entry.plan is None:
@@ -205,6 +244,7 @@ def decide(
             entry.metadata,
             entry.expires_at,
             freshness,
+            None,
             None,
         ),
     )

@@ -1,14 +1,17 @@
 """The units of quotas that this process has taken from the file and may spend.
 
-Spending one unit takes no lock: a step of an iterator is atomic, and an iterator that has ended stays
-ended. Other amounts are taken by one thread at a time.
+Spending one unit takes no lock: a step of an iterator is atomic, and an iterator that has ended
+stays ended. Other amounts are taken by one thread at a time.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from operator import length_hint
+from typing import TYPE_CHECKING, NamedTuple
 
 from keystore import quotas
 from keystore.db import StoreFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Grant(NamedTuple):
@@ -18,43 +21,22 @@ class Grant(NamedTuple):
     service_id: int
 
 
-class QuotaLeft:
-    """What is left of a key's quota for a service; it goes on counting after the answer.
+class Store(NamedTuple):
+    """Where leases come from, at a time: ``seen`` changes with each commit, ``None``: who knows."""
 
-    ``remaining`` units were left here: in the file when it was last asked, and in this process.
-    ``renews_at`` is in Unix seconds, ``None`` for a quota that never renews.
-    """
-
-    __slots__ = ("_lease", "initial", "renews_at", "service")
-
-    def __init__(
-        self, lease: "Lease", service: str, initial: int, renews_at: float | None
-    ) -> None:
-        self._lease, self.service = lease, service
-        self.initial, self.renews_at = initial, renews_at
-
-    @property
-    def remaining(self) -> int:
-        """Units that were left."""
-        return self._lease.remaining
-
-    def _asdict(self) -> dict[str, object]:
-        return {
-            "service": self.service,
-            "initial": self.initial,
-            "remaining": self.remaining,
-            "renews_at": self.renews_at,
-        }
+    file: StoreFile
+    store_id: str
+    now: float
+    seen: bytes | None
 
 
 class Lease:
     """Units of one quota. The caller serialises access, ``next(lease.singles)`` apart."""
 
-    __slots__ = ("_units", "grant", "left", "period", "seen", "singles")
+    __slots__ = ("_units", "grant", "left", "seen", "singles")
 
     def __init__(self, grant: Grant) -> None:
         self.grant = grant
-        self.period = ""
         self.left: quotas.Left | None = None
         self.seen: bytes | None = None
         self._units = 0
@@ -63,14 +45,12 @@ class Lease:
     @property
     def remaining(self) -> int:
         """Units that are left, in the file as far as it is known and here."""
-        held = self._units + self.singles.__length_hint__()  # type: ignore[attr-defined]
+        held = self._units + length_hint(self.singles)
         return held + (self.left.remaining if self.left else 0)
 
     def take(self, units: int) -> bool:
         """Take units, if there are so many."""
-        if self._units < units:
-            self._units += self.drain()
-        if self._units < units:
+        if self._units < units and self.gather() < units:
             return False
         self._units -= units
         return True
@@ -80,17 +60,18 @@ class Lease:
         self._units += units
 
     def offer_singles(self) -> None:
-        """Let what is here be spent one by one."""
-        self._units += self.drain()
-        self.singles, self._units = iter(range(self._units)), 0
+        """Let what is here be spent one by one, with ``next(lease.singles)``."""
+        units = self.gather()
+        self._units, self.singles = 0, iter(range(units))
 
-    def drain(self) -> int:
-        """Take all of what may be spent one by one; steps of other threads are not in it."""
-        return sum(1 for _ in self.singles)
+    def gather(self) -> int:
+        """Let nothing be spent one by one any more; return how many units are here."""
+        self._units += sum(1 for _ in self.singles)  # without the steps of other threads
+        return self._units
 
     def empty(self) -> int:
         """Take everything."""
-        units, self._units = self._units + self.drain(), 0
+        units, self._units = self.gather(), 0
         return units
 
 
@@ -107,43 +88,47 @@ class Leases:
             lease = self._leases[grant.quota_id] = Lease(grant)
         return lease
 
-    def spend(
-        self,
-        lease: Lease,
-        grant: Grant,
-        units: int,
-        file: StoreFile,
-        store_id: str,
-        now: float,
-        seen: bytes,
-        *,
-        is_buffered: bool,
+    def take(
+        self, lease: Lease, grant: Grant, units: int, store: "Store", *, is_buffered: bool
     ) -> bool:
         """Take units of a lease, and more of them from the file where it has too few.
 
-        ``seen`` is what the file looked like: a quota that was used up then is used up still.
+        With no units to take, say whether there is one.
 
         Raises:
             KeystoreError: the file cannot be written.
         """
-        is_current = lease.grant is grant and lease.left is not None
+        file, store_id, now, seen = store
         ends = lease.left.renews_at if lease.left else None
-        if is_current and (ends is None or now < ends):
-            if lease.take(units):
+        if lease.grant is grant and lease.left is not None and (ends is None or now < ends):
+            if units and lease.take(units):
                 return True
-            if lease.seen == seen and lease.left is not None and lease.left.remaining < units:
+            if not units and lease.remaining:
+                return True
+            # Used up, and nobody has written anything since: so it is still.
+            if (
+                lease.seen is not None
+                and lease.seen == seen
+                and lease.left.remaining < max(1, units)
+            ):
                 return False
         with file.write() as conn:
-            most = quotas.LARGEST_LEASE if is_buffered else units
-            found = quotas.lease(conn, grant.quota_id, store_id, now, units, most)
-        lease.grant, lease.seen = grant, seen
-        if found is None:
-            lease.left = None
-            return False
-        taken, lease.left = found
-        lease.period = lease.left.period
+            found = quotas.left(conn, grant.quota_id, store_id, now)
+            is_over = found is None or (
+                lease.left is not None and found.period != lease.left.period
+            )
+            held, taken = 0 if is_over else lease.gather(), 0
+            if found is not None and held < units:
+                most = quotas.LARGEST_LEASE if is_buffered else units - held
+                taken, found = quotas.lease(conn, found, units - held, most)
+        # Only now: what was not committed is nobody's to spend.
+        if is_over:
+            lease.empty()
+        lease.grant, lease.left, lease.seen = grant, found, seen
         lease.add(taken)
-        return lease.take(units)
+        if not units:
+            return lease.remaining > 0
+        return found is not None and lease.take(units)
 
     def give_back(self, file: StoreFile) -> None:
         """Give back everything that was not spent.
@@ -156,7 +141,8 @@ class Leases:
         if any(units for _, units in held):
             with file.write() as conn:
                 for lease, units in held:
-                    quotas.give_back(conn, lease.grant.quota_id, units, lease.period)
+                    if units and lease.left is not None:
+                        quotas.give_back(conn, lease.left, units)
 
     def clear(self) -> None:
         """Forget all leases: these quotas are another store's."""

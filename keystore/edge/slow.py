@@ -12,14 +12,16 @@ from hashlib import sha256
 from math import inf
 from pathlib import Path
 
-from keystore import changelog, db, forks, tokens
-from keystore.edge.cache import Answer, TokenCache
+from keystore import changelog, db, forks, sql, tokens
+from keystore.edge.cache import Answer, Granted, TokenCache
 from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
-from keystore.edge.decision import Decision, Entry, Freshness, Reason, decide
+from keystore.edge.decision import Decision, Entry, Freshness, QuotaLeft, Reason, decide
 from keystore.edge.guard import ClockGuard
+from keystore.edge.leases import Grant, Leases, Store
 from keystore.edge.rates import LocalRates, Rates
-from keystore.edge.usage import UsageBuffer
+from keystore.edge.usage import UsageBuffer, Use
 from keystore.errors import KeystoreError
+from keystore.quotas import period_of
 
 IMPATIENT_SECONDS = 0.05
 """How long a check may wait for another process's lock."""
@@ -29,6 +31,10 @@ LOOK_SECONDS = 0.001
 """How long another file at the same path may go unnoticed, while checks come thick and fast."""
 ANSWER_SECONDS = 1.0
 """How old the age in a decision may be (a replica's); times of a store are whole seconds, too."""
+
+_Q = sql.named("edge")
+_NOBODY: Use = (0, 0, None, None, None, 0)
+_NOT_SYNCED = Decision(allowed=False, reason=Reason.NOT_SYNCED)
 
 
 class SlowWay(db.Closing):
@@ -57,6 +63,7 @@ class SlowWay(db.Closing):
         )
         self._lock = threading.Lock()
         self._cache = TokenCache()
+        self._leases = Leases()
         self._rates = LocalRates() if rates is None else rates
         self._commits = Commits(self._file)
         self._info = self._file.info()
@@ -79,6 +86,8 @@ class SlowWay(db.Closing):
             self._header, self._seen = b"", self._NEVER
             try:
                 self._flush_patiently()
+                with suppress(KeystoreError):  # they count as spent, then
+                    self._leases.give_back(self._writer)
             finally:
                 self._file.close()
                 self._writer.close()
@@ -94,9 +103,9 @@ class SlowWay(db.Closing):
                 forks.refuse_inherited(self._file)
             self.slow_checks += 1
             try:
-                decision = self._decide(token, digest, service, cost, ip)
+                decision, use = self._decide(token, digest, service, cost, ip)
                 if decision.allowed and cost:
-                    self._count(decision, cost)
+                    self._count((*use[:5], cost))
             except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
                 self._seen = self._NEVER
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
@@ -104,56 +113,106 @@ class SlowWay(db.Closing):
 
     def _decide(
         self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
-    ) -> Decision:
+    ) -> tuple[Decision, Use]:
+        """Return the answer, and whose usage it is."""
         at = time.time()
         if self._header[:HEADER_BYTES] != self._seen or not self._fast_from <= at < self._slow_at:
             self._look_for_commits()
             at = self._fast_from
+        now = at + self._behind
+        if digest is None:
+            digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._cache.get(digest)
+        entry = self._recognize(token, digest) if known is None else known
+        freshness = self._freshness
+        if isinstance(entry, Decision) or freshness is None:
+            return entry if isinstance(entry, Decision) else _NOT_SYNCED, _NOBODY
+        if entry.status == "exhausted" and not entry.is_active:
+            entry = self._renewed(entry, now)
+        grant = None
+        if service is not None:
+            grant = self._cache.services(self._file.conn, entry.api_key_id).get(service)
+        has_service = service is None or grant is not None
+        decision = decide(entry, now, freshness, ip, has_service=has_service)
+        granted = None
+        if decision.allowed and service is not None and grant is not None:
+            granted, decision = self._take(service, grant, decision, cost, now)
+        if not decision.allowed:
+            return decision, _NOBODY
+        # (Not the first time: a token that comes once is not worth it.)
+        if known is not None and self._usage.is_buffered:
+            self._remember(digest, entry, decision, granted, ip, now)
+            if granted is not None and cost == 1:
+                granted.lease.offer_singles()
+        if entry.rate is not None:
+            ask = self._rates.take if cost else self._rates.look
+            decision = decision.with_rate(ask(entry.api_key_id, entry.rate))
+            if granted is not None and not decision.allowed:
+                granted.lease.add(cost)
+        use = (entry.api_key_id, entry.account_id, None, None, None, 1)
+        return decision, granted.use if granted is not None else use
+
+    def _recognize(self, token: str, digest: bytes) -> Entry | Decision:
+        """Return what a token stands for that is not remembered, or why it stands for nothing."""
         if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
             return Decision(allowed=False, reason=Reason.MALFORMED)
         if tokens.shape(token, self._info.token_prefix) is tokens.Shape.MISTYPED:
             return Decision(allowed=False, reason=Reason.MALFORMED)
-        behind, freshness = self._behind, self._freshness
-        now = at + behind
+        freshness = self._freshness
         if freshness is None:
-            return Decision(allowed=False, reason=Reason.NOT_SYNCED)
-        if digest is None:
-            digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        entry = known = self._cache.get(digest)
-        if entry is None:
-            entry = self._cache.read(self._file.conn, digest)
-        if entry is None:
-            # past the end it may be a key that is younger than the data
-            is_over = freshness.limit is not None and freshness.limit.is_over
-            reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
-            return Decision(allowed=False, reason=reason, freshness=freshness)
-        has_service = service is None or service in self._cache.services(
-            self._file.conn, entry.api_key_id
-        )
-        decision = decide(entry, now, freshness, ip, has_service=has_service)
-        # (Not the first time: a token that comes once is not worth it.)
-        if decision.allowed and known is not None and self._usage.is_buffered:
-            answer = self._answers.get(digest)
-            if answer is None or now - behind >= answer.until:
-                answer = self._remember(digest, entry, decision, now, behind)
-            answer.admit(service, ip)
-        if decision.allowed and entry.rate is not None:
-            ask = self._rates.take if cost else self._rates.look
-            decision = decision.with_rate(ask(entry.api_key_id, entry.rate))
-        return decision
+            return _NOT_SYNCED
+        entry = self._cache.read(self._file.conn, digest)
+        if entry is not None:
+            return entry
+        # past the end it may be a key that is younger than the data
+        is_over = freshness.limit is not None and freshness.limit.is_over
+        reason = Reason.OFFLINE if is_over else Reason.UNKNOWN
+        return Decision(allowed=False, reason=reason, freshness=freshness)
+
+    def _take(
+        self, service: str, grant: Grant, decision: Decision, cost: int, now: float
+    ) -> tuple[Granted | None, Decision]:
+        """Take units of a key's quota, or refuse."""
+        lease = self._leases.find(grant)
+        seen = None if self._seen is self._NEVER else self._seen
+        store = Store(self._writer, self._info.store_id, now, seen)
+        is_left = self._leases.take(lease, grant, cost, store, is_buffered=self._usage.is_buffered)
+        left = lease.left
+        if left is None:  # removed a moment ago
+            return None, decision._replace(allowed=False, reason=Reason.SERVICE)
+        decision = decision._replace(quota=QuotaLeft(lease, service, left.initial, left.renews_at))
+        if not is_left:
+            return None, decision._replace(allowed=False, reason=Reason.QUOTA_EXCEEDED)
+        principal = (decision.api_key_id or 0, decision.account_id or 0)
+        use = (*principal, grant.service_id, grant.quota_id, left.period, 1)
+        return Granted(lease, decision, use), decision
+
+    def _renewed(self, entry: Entry, now: float) -> Entry:
+        """Let an exhausted key pass again whose origin has not said yet that a quota is renewed."""
+        rows = self._file.conn.execute(_Q["renewals"], (entry.api_key_id,))
+        is_renewed = any(period_of(renewal, now, at) > at for renewal, at in rows)
+        return entry._replace(is_active=True) if is_renewed else entry
 
     def _remember(
-        self, digest: bytes, entry: Entry, decision: Decision, now: float, behind: float
-    ) -> Answer:
+        self,
+        digest: bytes,
+        entry: Entry,
+        decision: Decision,
+        granted: Granted | None,
+        ip: str | None,
+        now: float,
+    ) -> None:
         """Let the fast way give this answer while nothing but a commit could change it."""
-        until = entry.expires_at or inf
-        if decision.freshness and not self._info.is_origin:
-            holds_until = self._guard.holds_until(entry, now, decision.freshness)
-            until = min(until, holds_until, now + ANSWER_SECONDS)
         # The fast way asks the wall clock alone, which may be behind this store's time.
-        use = (entry.api_key_id, entry.account_id, 1)
-        answer = self._answers[digest] = Answer(until - behind, decision, use, entry)
-        return answer
+        behind, answer = self._behind, self._answers.get(digest)
+        if answer is None or now - behind >= answer.until:
+            until = entry.expires_at or inf
+            if decision.freshness and not self._info.is_origin:
+                holds_until = self._guard.holds_until(entry, now, decision.freshness)
+                until = min(until, holds_until, now + ANSWER_SECONDS)
+            plain = decision._replace(quota=None)
+            answer = self._answers[digest] = Answer(until - behind, plain, entry)
+        answer.admit(ip, granted, behind)
 
     def _look_for_commits(self) -> None:
         # The path is followed, not the file that it once named: a replica may be made anew there.
@@ -211,6 +270,7 @@ class SlowWay(db.Closing):
                 self._rates.clear(origin_id)
             on_failure.pop_all()
         self._cache.clear()
+        self._leases.clear()  # they were the old file's
         self._commits = Commits(file)
         self._header, self._seen = self._commits.header, self._NEVER
         self._file, self._writer = file, writer
@@ -237,8 +297,8 @@ class SlowWay(db.Closing):
                 self._usage.flush()
         self._plan_slow_way()
 
-    def _count(self, decision: Decision, cost: int) -> None:
-        self._usage.add((decision.api_key_id or 0, decision.account_id or 0, cost))
+    def _count(self, use: Use) -> None:
+        self._usage.add(use)
         if len(self._uses) >= self._room or len(self._uses) == 1:
             self._flush_if_due()
 
@@ -259,3 +319,4 @@ class SlowWay(db.Closing):
         self._lock = threading.Lock()  # a thread that is not here may have held it
         self._header, self._seen = b"", self._NEVER
         self._usage.forget()
+        self._leases.clear()

@@ -10,19 +10,22 @@ never written twice.
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from keystore import sql
+from keystore import quotas, sql
 from keystore.db import StoreFile, scalar
 from keystore.edge.guard import ClockGuard
 from keystore.errors import KeystoreError
 
+if TYPE_CHECKING:
+    import sqlite3
+
 _Q = sql.named("edge")
-Use = tuple[int, int, int]
-"""Key id, account id, amount."""
+Use = tuple[int, int, int | None, int | None, str | None, int]
+"""Key id, account id, service id, the quota's id and period, amount."""
 
 
 class _Batch(NamedTuple):
@@ -45,7 +48,7 @@ class UsageBuffer:
         self._due_at: float | None = None
         self._merged = 0
         self._has_failed = False
-        self.uses: list[Use] = []
+        self.uses: list[Use | _Batch] = []
         """What was counted. Any thread may append a use without a lock, and answers its check if
         the list is shorter than :attr:`room` then."""
 
@@ -114,7 +117,7 @@ class UsageBuffer:
             self._settle()
             if had_failed:
                 self._merge()
-            uses = self.uses[:]  # those that others append meanwhile come behind
+            uses = self._uses()
             if uses:
                 batch = _Batch(len(uses), secrets.randbits(63), self._last_id())
                 # An exception may come from a signal, after the commit and before the next line.
@@ -139,10 +142,14 @@ class UsageBuffer:
 
     def _merge(self) -> None:
         """Keep one sum for each key, so that a store that is locked for hours fills no memory."""
-        uses = self.uses[:]
+        uses = self._uses()
         merged = _sums(uses)
         self.uses[: len(uses)] = merged
         self._merged += len(uses) - len(merged)
+
+    def _uses(self) -> list[Use]:
+        # those that others append meanwhile come behind
+        return [use for use in self.uses[:] if not isinstance(use, _Batch)]
 
     def _drop(self, count: int) -> None:
         del self.uses[:count]
@@ -155,15 +162,24 @@ class UsageBuffer:
         first = self.uses[0] if self.uses else None
         return first if isinstance(first, _Batch) else None
 
-    def _write(self, uses: Iterable[Use], nonce: int) -> None:
+    def _write(self, uses: Sequence[Use], nonce: int) -> None:
         with self._file.write() as conn:
-            conn.executemany(_Q["insert_usage"], ((*use, nonce) for use in uses))
+            rows = [(*use[:3], use[5], _spend(conn, use), nonce) for use in uses]
+            conn.executemany(_Q["insert_usage"], rows)
             self._guard.mark(conn)
 
 
+def _spend(conn: "sqlite3.Connection", use: Use) -> str | None:
+    """Take usage from its quota; return when it was, if that was in a period that is over."""
+    _, _, _, quota_id, period, amount = use
+    if quota_id is None or period is None:
+        return None
+    return quotas.spend(conn, quota_id, period, amount)
+
+
 def _sums(uses: Iterable[Use]) -> list[Use]:
-    sums: dict[tuple[int, int], int] = {}
-    for api_key_id, account_id, amount in uses:
-        principal = (api_key_id, account_id)
-        sums[principal] = sums.get(principal, 0) + amount
-    return [(*principal, amount) for principal, amount in sums.items()]
+    sums: dict[tuple[int, int, int | None, int | None, str | None], int] = {}
+    for api_key_id, account_id, service_id, quota_id, period, amount in uses:
+        whose = (api_key_id, account_id, service_id, quota_id, period)
+        sums[whose] = sums.get(whose, 0) + amount
+    return [(*whose, amount) for whose, amount in sums.items()]

@@ -12,7 +12,7 @@ there takes the slow way (:mod:`keystore.edge.slow`), which knows all the rules.
 import time
 from hashlib import sha256
 
-from keystore.edge.cache import Answer
+from keystore.edge.cache import Answer, Granted
 from keystore.edge.commits import HEADER_BYTES
 from keystore.edge.decision import Decision, Freshness
 from keystore.edge.slow import MAX_COST, SlowWay
@@ -38,7 +38,8 @@ class Validator(SlowWay):
     ) -> Decision:
         """Decide whether ``token`` may pass; if so, count ``cost`` units of usage for its key.
 
-        ``service`` is the name of what the key is to be used for; it must have a quota there.
+        ``service`` is the name of what the key is to be used for; ``cost`` is spent of its quota
+        there, and it does not pass without one. With ``cost=0`` it passes if one unit is left.
         ``ip`` is the client's address; a key that is bound to networks does not pass without one.
 
         Never raises for what a client sends or for the state of the file: what cannot be answered
@@ -57,16 +58,19 @@ class Validator(SlowWay):
             ):
                 now = time.time()
                 if self._fast_from <= now < self._slow_at and now < answer.until:
-                    if answer.is_plain and (service is None or service in answer.services):
-                        if cost == 1:
+                    if answer.is_plain and cost == 1:
+                        found: Answer | Granted | None = answer
+                        if service is not None:
+                            found = answer.services.get(service)
+                            if found is None or next(found.lease.singles, None) is None:
+                                found = None
+                        if found is not None:
                             # Appended first, so that no thread answers past the bound.
-                            self._uses.append(answer.use)
+                            self._uses.append(found.use)
                             if len(self._uses) < self._room:
-                                return answer.decision
-                            return self._flushed(answer.decision)
-                        if cost == 0:
-                            return answer.decision
-                    elif (decision := self._limited(answer, service, cost, ip)) is not None:
+                                return found.decision
+                            return self._flushed(found.decision)
+                    if (decision := self._limited(answer, service, cost, ip)) is not None:
                         return decision
         except (ValueError, TypeError, AttributeError):
             # It is no token; the slow way says so. Nothing wider is caught: what a signal handler
@@ -150,19 +154,28 @@ class Validator(SlowWay):
     def _limited(
         self, answer: Answer, service: str | None, cost: int, ip: str | None
     ) -> Decision | None:
-        """Answer what depends on an address or a rate; ``None`` if that takes the slow way."""
-        if (
-            not 0 <= cost <= MAX_COST
-            or (service is not None and service not in answer.services)
-            or (answer.addresses is not None and ip not in answer.addresses)
+        """Answer what is not plain, without SQL; ``None`` if that takes the slow way."""
+        if not 0 <= cost <= MAX_COST or (
+            answer.addresses is not None and ip not in answer.addresses
         ):
             return None
-        decision, (api_key_id, account_id, _) = answer.decision, answer.use
+        use, decision, granted = answer.use, answer.decision, None
+        if service is not None:
+            granted = answer.services.get(service)
+            if granted is None or not cost:
+                return None
+            with self._lock:
+                if not granted.lease.take(cost):
+                    return None
+            use, decision = granted.use, granted.decision
         if answer.rate is not None:
             ask = self._rates.take if cost else self._rates.look
-            decision = decision.with_rate(ask(api_key_id, answer.rate))
+            decision = decision.with_rate(ask(use[0], answer.rate))
+            if granted is not None and not decision.allowed:
+                with self._lock:
+                    granted.lease.add(cost)
         if decision.allowed and cost:
-            self._uses.append((api_key_id, account_id, cost))
+            self._uses.append((*use[:5], cost))
             if len(self._uses) >= self._room:
                 return self._flushed(decision)
         return decision

@@ -22,8 +22,9 @@ WHERE k.api_key_id = (SELECT api_key_id FROM APIKeys WHERE api_key_hash = ?1)
 PRAGMA data_version;
 
 -- name: insert_usage
-INSERT INTO UsageLog (principal_type, principal_id, account_id, amount, nonce)
-VALUES ('api_key', ?, ?, ?, ?);
+INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, occurred_at,
+                      nonce)
+VALUES ('api_key', ?, ?, ?, ?, coalesce(?, CURRENT_TIMESTAMP), ?);
 
 -- name: last_usage_id
 SELECT coalesce(max(usage_id), 0) FROM UsageLog;
@@ -65,10 +66,14 @@ SELECT coalesce(max(revocation_id), 0) FROM Revocations;
 
 -- name: services
 -- The active services that a key has a quota for.
-SELECT s.name, q.quota_id
+SELECT s.name, q.quota_id, q.service_id
 FROM APIKeyServiceQuotas AS q
 JOIN Services AS s ON s.service_id = q.service_id
 WHERE q.api_key_id = ? AND s.is_active;
+
+-- name: renewals
+SELECT renewal, renewed_at FROM APIKeyServiceQuotas
+WHERE api_key_id = ? AND renewal <> 'never';
 
 -- name: quota_key
 SELECT api_key_id FROM APIKeyServiceQuotas WHERE quota_id = ?;

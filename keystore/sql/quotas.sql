@@ -31,10 +31,11 @@ SELECT spent + leased FROM QuotaUse WHERE quota_id = ?;
 UPDATE QuotaUse SET leased = leased + ? WHERE quota_id = ?;
 
 -- name: spend
-UPDATE QuotaUse SET
-    spent = spent + :units,
-    leased = max(0, leased - iif(period = :period, :units, 0))
-WHERE quota_id = :quota_id;
+UPDATE QuotaUse SET spent = spent + :units, leased = max(0, leased - :units)
+WHERE quota_id = :quota_id AND period = :period;
+
+-- name: before_period
+SELECT datetime(period, '-1 second') FROM QuotaUse WHERE quota_id = ?;
 
 -- name: give_back
 UPDATE QuotaUse SET leased = max(0, leased - :units)
@@ -47,10 +48,12 @@ SELECT coalesce(max(usage_id), 0) FROM UsageLog;
 SELECT coalesce((SELECT usage_id FROM UsageSettlements WHERE replica_id = ?), 0);
 
 -- name: own_use
-SELECT principal_id, service_id, substr(occurred_at, 1, 13) || ':00:00', sum(amount)
-FROM UsageLog
-WHERE usage_id > ? AND usage_id <= ? AND principal_type = 'api_key' AND service_id IS NOT NULL
-GROUP BY 1, 2, 3;
+SELECT q.api_key_id, q.service_id, q.renewed_at, sum(l.amount)
+FROM UsageLog AS l
+JOIN APIKeyServiceQuotas AS q ON q.api_key_id = l.principal_id AND q.service_id = l.service_id
+WHERE l.usage_id > ? AND l.usage_id <= ? AND l.principal_type = 'api_key'
+  AND l.occurred_at >= q.renewed_at
+GROUP BY q.quota_id;
 
 -- name: renew
 -- What nobody has used needs no renewal: it would be a change of every row, every day.

@@ -115,6 +115,8 @@ ON CONFLICT (api_key_id, service_id) DO UPDATE SET
     initial_quota = excluded.initial_quota,
     remaining_quota = excluded.remaining_quota,
     renewal = excluded.renewal,
+    -- (a period is known by when it began, so no two begin at once)
+    renewed_at = max(CURRENT_TIMESTAMP, datetime(APIKeyServiceQuotas.renewed_at, '+1 second')),
     updated_at = CURRENT_TIMESTAMP;
 
 -- name: copy_quotas

@@ -1,0 +1,163 @@
+"""Quotas: what is there is spent to the last unit, and not one more."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from keystore import Reason, Store, Validator
+from keystore.quotas import LARGEST_LEASE, period_of, renews_at
+
+ADA = "ada@example.org"
+
+
+@pytest.fixture
+def token(store: Store) -> str:
+    """A key with 1,000 units of a service."""
+    store.add_service("tts")
+    issued = store.issue_key(ADA)
+    store.set_quota(issued.key.api_key, "tts", 1_000)
+    return issued.token
+
+
+def allowed(validator: Validator, token: str, *, cost: int = 1) -> int:
+    """Check until it is refused; return how often it was not."""
+    count = 0
+    while (decision := validator.check(token, service="tts", cost=cost)).allowed:
+        count += 1
+    assert decision.reason is Reason.QUOTA_EXCEEDED
+    return count
+
+
+@pytest.mark.parametrize("cost", [1, 7, 1000])
+@pytest.mark.parametrize("max_pending", [1, 100, 10_000])
+def test_a_quota_is_spent_to_the_last_unit(
+    store: Store, token: str, cost: int, max_pending: int
+) -> None:
+    with Validator(store.file.path, max_pending=max_pending) as validator:
+        assert allowed(validator, token, cost=cost) == 1000 // cost
+        assert validator.check(token).allowed  # which asks for no service
+    assert store.status().usage_total == 1000 // cost * cost + 1
+
+
+def test_what_a_process_had_taken_and_not_spent_is_there_for_the_next(
+    store: Store, token: str
+) -> None:
+    for _ in range(10):
+        with Validator(store.file.path) as validator:
+            assert validator.check(token, service="tts").allowed
+    with Validator(store.file.path) as validator:
+        decision = validator.check(token, service="tts", cost=0)
+        assert decision.quota is not None
+        assert (decision.quota.remaining, decision.quota.initial) == (990, 1000)
+        assert allowed(validator, token) == 990
+
+
+def test_threads_spend_exactly_what_there_is(store: Store, token: str) -> None:
+    counts: list[int] = []
+    with Validator(store.file.path) as validator:
+        threads = [
+            threading.Thread(target=lambda: counts.append(allowed(validator, token)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sum(counts) == 1000
+
+
+def _spend(path: Path, token: str, counts: "multiprocessing.Queue[int]") -> None:
+    with Validator(path) as validator:
+        count = 0
+        while (answer := validator.check(token, service="tts")).reason is not Reason.QUOTA_EXCEEDED:
+            count += answer.allowed  # (a lock that is held for too long is "not now")
+    counts.put(count)
+
+
+def test_processes_spend_exactly_what_there_is(store: Store, token: str) -> None:
+    store.set_quota(store.keys()[0].api_key, "tts", 100_000)
+    spawn = multiprocessing.get_context("spawn")
+    counts = spawn.Queue()
+    processes = [
+        spawn.Process(target=_spend, args=(store.file.path, token, counts)) for _ in range(8)
+    ]
+    for process in processes:
+        process.start()
+    spent = sum(counts.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    assert spent == 100_000
+    assert store.status().usage_total == 100_000
+
+
+def _hang(path: Path, token: str, ready: "multiprocessing.Queue[int]") -> None:
+    validator = Validator(path)
+    ready.put(sum(validator.check(token, service="tts").allowed for _ in range(10)))
+    signal.pause()
+
+
+def test_what_a_killed_process_had_taken_counts_as_spent(store: Store, token: str) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Queue()
+    process = spawn.Process(target=_hang, args=(store.file.path, token, ready))
+    process.start()
+    assert ready.get(timeout=30) == 10
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    with Validator(store.file.path) as validator:
+        left = allowed(validator, token)
+    assert 1000 - LARGEST_LEASE // 8 < left <= 990
+    store.set_quota(store.keys()[0].api_key, "tts", 50)
+    with Validator(store.file.path) as validator:
+        assert allowed(validator, token) == 50
+
+
+def test_a_raised_quota_is_there_with_the_next_check(store: Store, token: str) -> None:
+    key = store.keys()[0].api_key
+    with Validator(store.file.path) as validator:
+        assert allowed(validator, token) == 1000
+        store.set_quota(key, "tts", 5)
+        assert allowed(validator, token) == 5
+
+
+def test_a_quota_that_renews_is_there_again_without_a_word_from_the_origin(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_quota(store.keys()[0].api_key, "tts", 30, renewal="daily")
+    now = [1795176000.0]  # 2026-11-20 12:00:00
+    monkeypatch.setattr("time.time", lambda: now[0])
+    with Validator(store.file.path) as validator:
+        assert allowed(validator, token) == 30
+        decision = validator.check(token, service="tts")
+        assert decision.quota is not None
+        assert decision.quota.renews_at == 1795219200.0
+        now[0] = 1795219200.0
+        assert allowed(validator, token) == 30
+        now[0] += 86_400 * 3 + 5
+        assert allowed(validator, token) == 30
+
+
+def test_a_rate_that_is_used_up_spends_nothing_of_the_quota(store: Store, token: str) -> None:
+    store.change_plan("free", rate_limit=3, rate_window_seconds=3600)
+    with Validator(store.file.path) as validator:
+        reasons = [validator.check(token, service="tts").reason for _ in range(5)]
+        assert reasons == [Reason.OK] * 3 + [Reason.RATE_LIMITED] * 2
+    with Validator(store.file.path) as validator:
+        decision = validator.check(token, service="tts", cost=0)
+        assert decision.quota is not None
+        assert decision.quota.remaining == 997
+
+
+def test_periods_are_the_calendars() -> None:
+    noon = 1795176000.0  # Friday, 2026-11-20
+    assert period_of("daily", noon, "2026-01-01 00:00:00") == "2026-11-20 00:00:00"
+    assert period_of("monthly", noon, "2026-01-01 00:00:00") == "2026-11-01 00:00:00"
+    assert period_of("daily", noon, "2026-11-20 11:00:00") == "2026-11-20 11:00:00"
+    assert period_of("never", noon, "2026-01-01 00:00:00") == "2026-01-01 00:00:00"
+    assert renews_at("daily", noon) == noon + 43_200
+    assert renews_at("monthly", noon) == noon + 43_200 + 10 * 86_400
+    assert renews_at("never", noon) is None
