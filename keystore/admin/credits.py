@@ -7,8 +7,9 @@ whatever has become of the model since. The ledger is the origin's: a replica ha
 """
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from keystore import clock, db, models, pricing, sql
+from keystore import clock, db, models, pricing, sql, tokens
 from keystore.admin.prices import PriceAdmin
 from keystore.errors import (
     ConflictingRequestError,
@@ -74,7 +75,7 @@ class CreditAdmin(PriceAdmin):
     ) -> models.LedgerEntry:
         """Charge an account for a model's tokens, and log them as usage of ``key``.
 
-        Without a key the usage is that of the account's session.
+        A key is named by its UUID or its token; without one the usage is of the account's session.
 
         Raises:
             NotFoundError: the account, key, model (with the nearest names) or its provider, or
@@ -153,12 +154,15 @@ class CreditAdmin(PriceAdmin):
     def _principal(self, account_id: int, account: str, key: str | None) -> tuple[str, int]:
         if key is None:
             return "session", account_id
-        found = next(
-            iter(self._rows("key_of_account", key=key.lower(), account_id=account_id)), None
-        )
-        if found is None:
+        try:
+            by = {"api_key": str(UUID(key)), "api_key_hash": None}
+        except ValueError:
+            by = {"api_key": None, "api_key_hash": tokens.hash_token(key)}
+        found = next(iter(self._rows("key_of_account", account_id=account_id, **by)), None)
+        if found is None:  # (what was typed may be a token)
             raise NotFoundError(
-                f"{account} has no key {key}.", hint="`keystore key list` shows the keys."
+                f"{account} has no such key.",
+                hint="Name it by its UUID (`keystore key list`) or by its token.",
             )
         return "api_key", found["api_key_id"]
 

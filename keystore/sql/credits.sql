@@ -88,4 +88,5 @@ VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :requ
 RETURNING usage_id;
 
 -- name: key_of_account
-SELECT api_key_id FROM APIKeys WHERE api_key = :key AND account_id = :account_id;
+SELECT api_key_id FROM APIKeys
+WHERE (api_key = :api_key OR api_key_hash = :api_key_hash) AND account_id = :account_id;
