@@ -6,7 +6,6 @@ second or later, so that one second has one price, whatever was charged in it.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -89,7 +88,7 @@ class PriceAdmin(Admin):
         input_per_1k: str,
         output_per_1k: str,
         effective_from: str | None = None,
-    ) -> models.Model:
+    ) -> models.Price:
         """Give a model a new price, from the next second on or from a later one.
 
         A price that is to begin later can be replaced until then. ``effective_from`` is ISO 8601
@@ -112,7 +111,8 @@ class PriceAdmin(Admin):
                 )
             model_id = self._find_near("model", name)
             self._insert_price(model_id, prices, begins)
-            return self._model(name)
+            rows = self._rows("prices", model_id=model_id)
+            return next(models.Price(**row) for row in rows if row["effective_from"] == begins)
 
     def list_models(self, *, provider: str | None = None) -> list[models.Model]:
         """Return all models, or a provider's, with the price that is in force, by name.
@@ -251,7 +251,7 @@ def _price(text: str) -> int:
 
 
 def _next_second() -> str:
-    return clock.utc_text(time.time() + 1)
+    return clock.utc_text(clock.seconds(clock.utc_text()) + 1)
 
 
 def _read(path: Path) -> dict[str, Any]:
