@@ -19,6 +19,7 @@ from keystore.errors import (
     NotFoundError,
     WrongRoleError,
 )
+from keystore.repair import mend
 from keystore.sync import engine
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
@@ -479,4 +480,13 @@ def test_the_doctor_names_what_is_wrong_with_money_and_prices(
     patient.file.conn.executescript(damage)
     found = [item for item in examine(patient.file) if (item.id, item.severity) == finding]
     assert [item for item in found if says in item.what], examine(patient.file)
+    patient.close()
+
+
+def test_the_doctor_mends_no_money(patient: Store) -> None:
+    patient.file.conn.execute("UPDATE CreditBalances SET balance_nano = 8000000000")
+    before = examine(patient.file)
+    assert mend(patient.file) == []
+    assert examine(patient.file) == before
+    assert patient.balance(ADA) == 8 * pricing.NANO
     patient.close()
