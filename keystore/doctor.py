@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from keystore import changelog, db, migrate, sql, tokens
+from keystore import changelog, db, migrate, pricing, sql, tokens
 from keystore.db import StoreFile, StoreInfo
 from keystore.edge.guard import CLOCK_TOLERANCE_SECONDS, ClockGuard
 from keystore.errors import KeystoreError
-from keystore.tables import TRACKED
+from keystore.tables import LOGS, TRACKED
 
 if TYPE_CHECKING:
     import sqlite3
 
 _Q = sql.named("doctor")
 LARGE_WAL_BYTES = 256 << 20
-_LOGS = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ def examine(file: StoreFile) -> list[Finding]:
         _text,
         _sequences,
         _bookkeeping,
+        _credits,
         contact,
     ]
     found = [*_surroundings(file.path), *_library()]
@@ -128,7 +128,7 @@ def _text(conn: "sqlite3.Connection") -> Iterator[Finding]:
 
 def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
     tracked = ((table.name, table.id) for table in TRACKED)
-    for table, column in (*tracked, *_LOGS):
+    for table, column in (*tracked, *LOGS):
         statement = _Q["sequence"].format(table=table, id=column)
         sequence, highest = conn.execute(statement).fetchone()
         if sequence < highest:
@@ -188,6 +188,45 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "warning",
             f"the journal mode is {mode}, so a reader and a writer wait for each other.",
             "PRAGMA journal_mode = WAL",
+        )
+
+
+def _credits(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    for account_id, amount, balance, _ in conn.execute(_Q["unbalanced"]):
+        said = (
+            f"the ledger of account {account_id} does not add up on the way"
+            if amount == balance
+            else f"the balance of account {account_id} is {pricing.text(balance)} credits, and its "
+            f"ledger sums to {pricing.text(amount)}"
+        )
+        yield Finding(
+            "ledger",
+            "error",
+            f"{said}.",
+            "Somebody took the triggers away and wrote. Nothing here touches money: compare with a "
+            "backup, or with the hub (`keystore hub usage`).",
+        )
+    for account_id, balance in conn.execute(_Q["gone_with_a_balance"]):
+        yield Finding(
+            "lost_balance",
+            "warning",
+            f"account {account_id} is deleted, and had {pricing.text(balance)} credits.",
+            "Its ledger stays (`keystore export CreditLedger`); settle it elsewhere.",
+        )
+    for name, is_planned in conn.execute(_Q["without_price"]):
+        yield Finding(
+            "no_price",
+            "warning" if is_planned else "error",
+            f"model {name!r} has no price{' in force yet' if is_planned else ''}, so every charge "
+            "for it is refused.",
+            "Give it one: `keystore model price`.",
+        )
+    for model_id, begins in conn.execute(_Q["overlapping_prices"]):
+        yield Finding(
+            "overlapping_prices",
+            "error",
+            f"model {model_id} has more than one price from {begins} on.",
+            "A damaged index, or a rebuilt table: restore a backup.",
         )
 
 

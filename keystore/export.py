@@ -33,6 +33,27 @@ _USED = (
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     **{table.name: tuple(column.name for column in table.columns) for table in TRACKED},
     "UsageLog": ("usage_id", *_USED, "nonce"),
+    "UsageHours": (
+        "hour",
+        *(name for name in _USED if name not in {"request_id", "occurred_at"}),
+        "rows",
+    ),
+    "CreditLedger": (
+        "ledger_id",
+        "account_id",
+        "kind",
+        "amount_nano",
+        "balance_nano",
+        "request_id",
+        "note",
+        "model",
+        "model_pricing_id",
+        "input_tokens",
+        "output_tokens",
+        "usage_id",
+        "occurred_at",
+        "nonce",
+    ),
     "ReceivedUsage": ("store_id", "usage_id", "nonce", *_USED, "received_at"),
     "Revocations": ("revocation_id", "api_key", "reason", "revoked_at", "received_at"),
 }
@@ -143,7 +164,7 @@ class _Part:
             yield ",".join(self.columns) + "\r\n"
             for row in rows:
                 values = map(_plain, self.columns, row)
-                yield ",".join(map(_cell, values)) + "\r\n"
+                yield ",".join(map(csv_cell, values)) + "\r\n"
         else:
             for row in rows:
                 values = map(_embedded, self.columns, map(_plain, self.columns, row))
@@ -197,7 +218,7 @@ def _embedded(column: str, value: Any) -> Any:
     return found if isinstance(found, dict) else value
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
     """Quote every text, and nothing else: so that an empty text differs from none.
 
     Labels and e-mails come from outsiders, and a spreadsheet executes a text that starts with "=",

@@ -181,9 +181,9 @@ class ModelInput(_Input):
 
 
 class PriceInput(_Input):
-    """When a price begins."""
+    """When a price begins; ``None``: as soon as may be."""
 
-    effective_from: Moment
+    effective_from: Moment | None
 
 
 class EntryInput(_Input):

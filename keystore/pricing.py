@@ -4,7 +4,7 @@ A price is for 1,000 tokens: real price lists go down to 1.3e-10 for a single to
 these are a whole number of nano-credits.
 """
 
-from decimal import Decimal, InvalidOperation, localcontext
+from decimal import Decimal, localcontext
 from typing import NamedTuple
 
 NANO = 1_000_000_000
@@ -31,7 +31,7 @@ def parse(text: str | int | Decimal, *, times: int = 1) -> Exact:
             context.prec = 60
             exact = Decimal(text) * times * NANO
             nano = exact.to_integral_value()
-    except InvalidOperation:
+    except ArithmeticError:  # no number, or one with an exponent beyond reason
         msg = f"{text!r} is no number of credits"
         raise ValueError(msg) from None
     if not exact.is_finite() or not 0 <= nano <= MAX_NANO:

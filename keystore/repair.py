@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from keystore import changelog, db, migrate, sql
 from keystore.db import StoreFile
 from keystore.errors import DamagedStoreError
-from keystore.tables import BY_NAME, TRACKED
+from keystore.tables import BY_NAME, LOGS, TRACKED
 
 if TYPE_CHECKING:
     import sqlite3
@@ -68,8 +68,7 @@ def _schema(conn: "sqlite3.Connection", *, is_origin: bool) -> Iterator[str]:
 
 
 def _sequences(conn: "sqlite3.Connection") -> Iterator[str]:
-    logs = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"))
-    for table, column in (*((table.name, table.id) for table in TRACKED), *logs):
+    for table, column in (*((table.name, table.id) for table in TRACKED), *LOGS):
         sequence, highest = conn.execute(_Q["sequence"].format(table=table, id=column)).fetchone()
         if not isinstance(sequence, int) or sequence < highest:
             conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))

@@ -192,3 +192,6 @@ TRACKED: tuple[Table, ...] = (
 """Parents before children."""
 
 BY_NAME: dict[str, Table] = {table.name: table for table in TRACKED}
+
+LOGS = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"), ("CreditLedger", "ledger_id"))
+"""What is only ever appended to, and the column that numbers it."""

@@ -128,7 +128,7 @@ class Site:
     """An origin, a hub and a replica, and how much was used; every failure test has one."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.url, self.usage = url, 0
+        self.url, self.usage, self.granted = url, 0, 0
         self.origin, self.replica = folder / "origin.db", folder / "replica.db"
         with Store.create(self.origin) as store:
             store.add_plan("free")
@@ -149,6 +149,7 @@ class Site:
             conn.execute("DELETE FROM Services")
             conn.execute("INSERT OR REPLACE INTO Services (service_id, name) VALUES (3, 'again')")
             self.usage += record(store.file, 100)
+            self.granted += store.grant("ada@example.org", "1").amount_nano
         with psycopg.connect(self.url) as hub:
             found = hub.execute(
                 "SELECT k.api_key::TEXT FROM keystore.api_keys AS k LEFT JOIN keystore.revocations"
@@ -182,6 +183,10 @@ class Site:
                 "SELECT coalesce(sum(amount), 0)::BIGINT FROM keystore.usage_log"
             )
             assert (total.fetchone() or (0,))[0] == self.usage
+            granted = hub.conn.execute(
+                "SELECT coalesce(sum(amount_nano), 0)::BIGINT FROM keystore.credit_ledger"
+            )
+            assert (granted.fetchone() or (0,))[0] == self.granted
         finally:
             hub.close()
         for path in (self.origin, self.replica, *replicas):

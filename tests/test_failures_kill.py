@@ -15,7 +15,7 @@ from tests.conftest import new_hub
 from tests.failures import Children, Site, reaching
 
 BY_COMMAND = {
-    "origin": ("revocations", "push", "usage"),
+    "origin": ("revocations", "push", "usage", "ledger"),
     "replica": ("revocations", "pull", "usage", "check_in"),
     "replicate": ("replicate", "revocations", "check_in"),
     "compact": ("compact",),

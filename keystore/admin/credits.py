@@ -2,21 +2,28 @@
 
 Each row of the ledger moves the balance with it, in the database. A charge looks everything up
 first, so what is missing is named before anything is written; then the ledger and the UsageLog get
-their rows in one transaction. Asked again with the same request id, it answers what it has done.
+their rows in one transaction. Asked again with the same request id, it answers what it has done,
+whatever has become of the model since. The ledger is the origin's: a replica has none.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from keystore import clock, db, models, pricing, sql
+from keystore import clock, db, models, pricing, sql, tokens
 from keystore.admin.prices import PriceAdmin
 from keystore.errors import (
     ConflictingRequestError,
     InsufficientCreditsError,
     InvalidInputError,
     NotFoundError,
+    WrongRoleError,
 )
 
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
 _Q = sql.named("credits")
+_AMOUNT_HINT = "Nothing was written; an amount is a number of credits, like 12.5."
 
 
 class CreditAdmin(PriceAdmin):
@@ -29,19 +36,32 @@ class CreditAdmin(PriceAdmin):
 
         Raises:
             NotFoundError, InvalidInputError, WrongRoleError
-            ConflictingRequestError: the request id was used for another grant.
+            ConflictingRequestError: the account had another grant by that request id.
         """
         try:
             exact = pricing.parse(amount)
         except ValueError as error:
-            raise InvalidInputError(f"{error}.") from None
+            raise InvalidInputError(f"grant: {error}.", hint=_AMOUNT_HINT) from None
         if exact.is_rounded or not exact.nano:
-            raise InvalidInputError(f"{amount} is not a whole number of nano-credits above zero.")
+            raise InvalidInputError(
+                f"grant: {amount} is no whole number of nano-credits (1e-9) above zero.",
+                hint=_AMOUNT_HINT,
+            )
         wanted = models.validated(models.EntryInput, "grant", request_id=request_id, note=note)
         with self._write():
             account_id = self._find("account", account)
             values = {"kind": "grant", "amount_nano": exact.nano, **wanted.model_dump()}
-            return self._done_before(account_id, values) or self._enter(account_id, values)
+            before = self._done_before(account_id, values)
+            if before is not None:
+                return before
+            balance = self._balance(account_id)
+            if balance + exact.nano > pricing.MAX_NANO:
+                raise InvalidInputError(
+                    f"{account} would have {pricing.text(balance + exact.nano)} credits, more than "
+                    f"{pricing.MAX_NANO // pricing.NANO}.",
+                    hint="Nothing was written.",
+                )
+            return self._enter(account_id, balance, {**values, "occurred_at": clock.utc_text()})
 
     def charge(
         self,
@@ -55,13 +75,13 @@ class CreditAdmin(PriceAdmin):
     ) -> models.LedgerEntry:
         """Charge an account for a model's tokens, and log them as usage of ``key``.
 
-        Without a key the usage is that of the account's session.
+        A key is named by its UUID or its token; without one the usage is of the account's session.
 
         Raises:
             NotFoundError: the account, key, model (with the nearest names) or its provider, or
                 there is no price in force.
             InsufficientCreditsError: says what it costs and what there is.
-            ConflictingRequestError: the request id was used for another charge.
+            ConflictingRequestError: the account had another charge by that request id.
             InvalidInputError, WrongRoleError
         """
         wanted = models.validated(
@@ -73,20 +93,15 @@ class CreditAdmin(PriceAdmin):
         )
         with self._write():
             account_id = self._find("account", account)
-            principal_type, principal_id = self._principal(account_id, account, key)
-            model_id = self._find_near("model", model)
-            pricing_id, amount = self._cost(model_id, model, wanted)
-            values: dict[str, Any] = {
-                "kind": "charge",
-                "amount_nano": -amount,
-                "model": model,
-                "model_pricing_id": pricing_id,
-                **wanted.model_dump(),
-            }
+            values: dict[str, Any] = {"kind": "charge", "model": model, **wanted.model_dump()}
             before = self._done_before(account_id, values)
             if before is not None:
                 return before
-            balance = int(db.scalar(self.file.conn, _Q["balance"], account_id))
+            now = clock.utc_text()
+            principal_type, principal_id = self._principal(account_id, account, key)
+            model_id = self._find_near("model", model)
+            pricing_id, amount = self._cost(model_id, model, wanted, now)
+            balance = self._balance(account_id)
             if balance < amount:
                 raise InsufficientCreditsError(
                     f"{account} has {pricing.text(balance)} credits; this costs "
@@ -100,18 +115,29 @@ class CreditAdmin(PriceAdmin):
                 "service_id": None,
                 "amount": wanted.input_tokens + wanted.output_tokens,
                 "request_id": wanted.request_id,
+                "occurred_at": now,
             }
             (usage_id,) = self.file.conn.execute(_Q["log_usage"], usage).fetchone()
-            return self._enter(account_id, values | {"usage_id": usage_id})
+            return self._enter(
+                account_id,
+                balance,
+                {
+                    **values,
+                    "amount_nano": -amount,
+                    "model_pricing_id": pricing_id,
+                    "usage_id": usage_id,
+                    "occurred_at": now,
+                },
+            )
 
     def balance(self, account: str) -> int:
         """Return what an account has, in nano-credits.
 
         Raises:
-            NotFoundError
+            NotFoundError, WrongRoleError
         """
-        with self.file.read() as conn:
-            return int(db.scalar(conn, _Q["balance"], self._find("account", account)))
+        with self._ledger():
+            return self._balance(self._find("account", account))
 
     def statement(
         self, account: str, *, after: int = 0, limit: int = -1
@@ -119,27 +145,32 @@ class CreditAdmin(PriceAdmin):
         """Return the ledger of an account after an entry, the oldest first.
 
         Raises:
-            NotFoundError
+            NotFoundError, WrongRoleError
         """
-        with self.file.read():
+        with self._ledger():
             found = {"account_id": self._find("account", account), "after": after, "limit": limit}
             return [models.LedgerEntry(**row) for row in self._rows("statement", **found)]
 
     def _principal(self, account_id: int, account: str, key: str | None) -> tuple[str, int]:
         if key is None:
             return "session", account_id
-        found = next(
-            iter(self._rows("key_of_account", key=key.lower(), account_id=account_id)), None
-        )
-        if found is None:
+        try:
+            by = {"api_key": str(UUID(key)), "api_key_hash": None}
+        except ValueError:
+            by = {"api_key": None, "api_key_hash": tokens.hash_token(key)}
+        found = next(iter(self._rows("key_of_account", account_id=account_id, **by)), None)
+        if found is None:  # (what was typed may be a token)
             raise NotFoundError(
-                f"{account} has no key {key}.", hint="`keystore key list` shows the keys."
+                f"{account} has no such key.",
+                hint="Name it by its UUID (`keystore key list`) or by its token.",
             )
         return "api_key", found["api_key_id"]
 
-    def _cost(self, model_id: int, model: str, wanted: models.ChargeInput) -> tuple[int, int]:
+    def _cost(
+        self, model_id: int, model: str, wanted: models.ChargeInput, now: str
+    ) -> tuple[int, int]:
         """Return the price in force, and what the tokens cost by it."""
-        values = {"model_id": model_id, "now": clock.utc_text()}
+        values = {"model_id": model_id, "now": now}
         found = self.file.conn.execute(_Q["price_in_force"], values).fetchone()
         pricing_id, input_per_1k, output_per_1k, provider, is_active = found
         if provider is None:
@@ -179,8 +210,18 @@ class CreditAdmin(PriceAdmin):
             )
         return models.LedgerEntry(**row)
 
-    def _enter(self, account_id: int, values: dict[str, Any]) -> models.LedgerEntry:
-        balance = int(db.scalar(self.file.conn, _Q["balance"], account_id))
+    def _ledger(self) -> "AbstractContextManager[object]":
+        if not self.info.is_origin:
+            raise WrongRoleError(
+                f"{self.file.path} is a replica of store {self.info.origin_id}, and has no ledger.",
+                hint="Ask at its origin, or the hub: `keystore hub usage`.",
+            )
+        return self.file.read()
+
+    def _balance(self, account_id: int) -> int:
+        return int(db.scalar(self.file.conn, _Q["balance"], account_id))
+
+    def _enter(self, account_id: int, balance: int, values: dict[str, Any]) -> models.LedgerEntry:
         empty = dict.fromkeys(
             ("note", "model", "model_pricing_id", "input_tokens", "output_tokens", "usage_id")
         )

@@ -1,22 +1,24 @@
 """Providers, their models, and what these cost.
 
 A model is added with its provider known and its price in the same transaction, so there is never a
-model without a price. A price that was in force is never changed; a new one begins at a time.
+model without a price. A price that was in force is never changed: a new one begins in the next
+second or later, so that one second has one price, whatever was charged in it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keystore import clock, db, models, pricing, sql
 from keystore.admin.base import Admin
 from keystore.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 
 _Q = sql.named("credits")
+_PRICE_HINT = "Nothing was written; a price is a number of credits for 1,000 tokens, like 0.0025."
 _NAMES = {"provider": _Q["provider_names"], "model": _Q["model_names"]}
 
 
@@ -51,7 +53,7 @@ class PriceAdmin(Admin):
                     f"provider {wanted.name!r} exists already.",
                     hint="`keystore provider list` shows the providers.",
                 )
-            self._db.table("Providers").insert(wanted.model_dump())
+            self._insert_provider(wanted.name)
             return next(item for item in self._providers() if item.name == wanted.name)
 
     def providers(self) -> list[models.Provider]:
@@ -86,30 +88,41 @@ class PriceAdmin(Admin):
         input_per_1k: str,
         output_per_1k: str,
         effective_from: str | None = None,
-    ) -> models.Model:
-        """Give a model a new price, from now on or from a time to come.
+    ) -> models.Price:
+        """Give a model a new price, from the next second on or from a later one.
+
+        A price that is to begin later can be replaced until then. ``effective_from`` is ISO 8601
+        text; without a zone it is UTC.
 
         Raises:
             NotFoundError, WrongRoleError
-            InvalidInputError: also for a time that is over: what was charged then stays explained.
+            InvalidInputError: also for a time that has begun: what was charged stays explained.
         """
         prices = _price(input_per_1k), _price(output_per_1k)
-        now = clock.utc_text()
-        wanted = models.validated(models.PriceInput, "price", effective_from=effective_from or now)
-        begins = clock.utc_text(wanted.effective_from.timestamp())
-        if begins < now:
-            raise InvalidInputError(
-                f"effective_from {begins} is over.",
-                hint="A price begins now or later; what was charged before stays explained.",
-            )
+        wanted = models.validated(models.PriceInput, "price", effective_from=effective_from)
         with self._write():
+            earliest = begins = _next_second()  # (of the clock that the lock was waited for by)
+            if wanted.effective_from is not None:
+                begins = clock.utc_text(wanted.effective_from.timestamp())
+            if begins < earliest:
+                raise InvalidInputError(
+                    f"effective_from {begins} has begun already.",
+                    hint="A price begins later than now; what was charged before stays explained.",
+                )
             model_id = self._find_near("model", name)
             self._insert_price(model_id, prices, begins)
-            return self._model(name)
+            rows = self._rows("prices", model_id=model_id)
+            return next(models.Price(**row) for row in rows if row["effective_from"] == begins)
 
     def list_models(self, *, provider: str | None = None) -> list[models.Model]:
-        """Return all models, or a provider's, with the price that is in force, by name."""
+        """Return all models, or a provider's, with the price that is in force, by name.
+
+        Raises:
+            NotFoundError: the provider.
+        """
         with self.file.read():
+            if provider is not None:
+                self._find_near("provider", provider)
             rows = self._rows("models", name=None, provider=provider, now=clock.utc_text())
             return [models.Model(**row) for row in rows]
 
@@ -123,65 +136,75 @@ class PriceAdmin(Admin):
             model_id = self._find_near("model", model)
             return [models.Price(**row) for row in self._rows("prices", model_id=model_id)]
 
-    def import_prices(self, path: Path) -> PriceImport:
+    def import_prices(
+        self, path: Path, *, on_progress: Callable[[int, int], None] = lambda _, __: None
+    ) -> PriceImport:
         """Take a price list over: a JSON object of models, as LiteLLM keeps one, credits for USD.
 
         Each has ``litellm_provider``, and ``input_cost_per_token`` and ``output_cost_per_token``.
         What lacks one of them is left out and named with the reason; nothing is guessed. Models
-        that are there get a new price if it differs. All of it, or nothing.
+        that are there get a new price, from the next second on, if it differs. All of it, or
+        nothing.
 
         Raises:
             InvalidInputError: it is no such file; WrongRoleError
         """
-        try:
-            with path.open(encoding="utf-8") as file:
-                listed = json.load(file, parse_float=Decimal, parse_constant=Decimal)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInputError(f"{path}: no JSON: {error}.") from error
-        if not isinstance(listed, dict):
-            raise InvalidInputError(f"{path}: not a JSON object of models.")
+        listed = _read(path)
         done = PriceImport()
-        now = clock.utc_text()
         with self._write():
-            known = {
-                row["name"]: row for row in self._rows("models", name=None, provider=None, now=now)
-            }
-            for name, said in listed.items():
-                self._import_one(name, said, known.get(name), now, done)
+            # (with the prices that begin in a second: what an import has just set is no other one)
+            begins = _next_second()
+            rows = self._rows("models", name=None, provider=None, now=begins)
+            known = {row["name"]: row for row in rows}
+            providers = {row["name"]: row["provider_id"] for row in self._rows("providers")}
+            for number, (name, said) in enumerate(listed.items(), start=1):
+                try:
+                    found = _listed(name, said)
+                    self._take(found, known.get(name), providers, begins, done)
+                except ValueError as error:
+                    done.skipped.append((name, str(error)))
+                on_progress(number, len(listed))
         return done
 
-    def _import_one(
-        self, name: str, said: object, known: Mapping[str, Any] | None, now: str, done: PriceImport
+    def _take(
+        self,
+        found: "_Listed",
+        known: Mapping[str, Any] | None,
+        providers: dict[str, int],
+        begins: str,
+        done: PriceImport,
     ) -> None:
-        try:
-            if not isinstance(said, dict):
-                raise ValueError("not an object")  # noqa: TRY004, TRY301
-            found = models.ModelInput(name=name)
-            prices = _listed(said, "input"), _listed(said, "output")
-            provider = models.ProviderInput(name=said.get("litellm_provider", "")).name
-        except ValueError as error:
-            done.skipped.append((name, _why(error)))
-            return
-        if any(price.is_rounded for price in prices):
-            done.rounded.append(name)
-        amounts = prices[0].nano, prices[1].nano
+        """Take one model over.
+
+        Raises:
+            ValueError: why not.
+        """
         if known is None:
-            provider_id = db.scalar(self.file.conn, _Q["provider_id"], provider)
+            provider_id = providers.get(found.provider)
             if provider_id is None:
-                provider_id = self._db.table("Providers").insert({"name": provider}).last_pk
+                provider_id = self._insert_provider(found.provider)
+                providers[found.provider] = provider_id
                 done.providers += 1
-            self._insert_model(found.name, provider_id, amounts)
+            self._insert_model(found.name, provider_id, found.prices)
             done.added += 1
-        elif (known["input_nano_per_1k"], known["output_nano_per_1k"]) == amounts:
+        elif known["provider"] != found.provider:
+            msg = f"is a model of {known['provider']} here, and of {found.provider} in the list"
+            raise ValueError(msg)
+        elif (known["input_nano_per_1k"], known["output_nano_per_1k"]) == found.prices:
             done.unchanged += 1
         else:
-            self._insert_price(known["model_id"], amounts, now)
+            self._insert_price(known["model_id"], found.prices, begins)
             done.repriced += 1
+        if found.is_rounded:
+            done.rounded.append(found.name)
+
+    def _insert_provider(self, name: str) -> int:
+        (provider_id,) = self.file.conn.execute(_Q["insert_provider"], (name,)).fetchone()
+        return int(provider_id)
 
     def _insert_model(self, name: str, provider_id: int, prices: tuple[int, int]) -> None:
-        self._db.table("Models").insert({"name": name, "provider_id": provider_id})
-        model_id = int(db.scalar(self.file.conn, _Q["model_id"], name))
-        self._insert_price(model_id, prices, clock.utc_text())
+        found = self.file.conn.execute(_Q["insert_model"], (provider_id, name)).fetchone()
+        self._insert_price(found[0], prices, clock.utc_text())
 
     def _insert_price(self, model_id: int, prices: tuple[int, int], begins: str) -> None:
         self.file.conn.execute(_Q["set_price"], (model_id, *prices, begins))
@@ -218,22 +241,97 @@ def _price(text: str) -> int:
     try:
         exact = pricing.parse(text)
     except ValueError as error:
-        raise InvalidInputError(f"price: {error}.") from None
+        raise InvalidInputError(f"price: {error}.", hint=_PRICE_HINT) from None
     if exact.is_rounded:
         raise InvalidInputError(
-            f"price: {text} is no whole number of nano-credits (1e-9) for 1,000 tokens."
+            f"price: {text} is no whole number of nano-credits (1e-9) for 1,000 tokens.",
+            hint=_PRICE_HINT,
         )
     return exact.nano
 
 
-def _listed(said: Mapping[str, Any], kind: str) -> pricing.Exact:
+def _next_second() -> str:
+    return clock.utc_text(clock.seconds(clock.utc_text()) + 1)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            listed = json.load(
+                file, parse_float=Decimal, parse_constant=Decimal, object_pairs_hook=_unique
+            )
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        why = error if isinstance(error, ValueError) else "a number is too large, or it is too deep"
+        raise InvalidInputError(
+            f"{path}: no price list: {why}.", hint="It is a JSON object of models."
+        ) from error
+    if not isinstance(listed, dict):
+        raise InvalidInputError(
+            f"{path}: no price list: no JSON object.", hint="It is a JSON object of models."
+        )
+    return listed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # (which of two prices would be meant is a guess)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            msg = f"{name!r} stands twice in an object"
+            raise ValueError(msg)
+        found[name] = value
+    return found
+
+
+class _Listed(NamedTuple):
+    """What a list says of a model."""
+
+    name: str
+    provider: str
+    prices: tuple[int, int]
+    is_rounded: bool
+
+
+def _listed(name: str, said: object) -> _Listed:
+    """Read a model of a list.
+
+    Raises:
+        ValueError: why it cannot be taken over.
+    """
+    if not isinstance(said, dict):
+        msg = "not an object"
+        raise ValueError(msg)  # noqa: TRY004
+    prices = [_listed_price(said, kind) for kind in ("input", "output")]
+    _refuse_unusual("name", name)
+    provider = said.get("litellm_provider")
+    if not provider or not isinstance(provider, str):
+        msg = "no provider"
+        raise ValueError(msg)
+    _refuse_unusual("provider", provider)
+    nano = prices[0].nano, prices[1].nano
+    return _Listed(name, provider, nano, any(price.is_rounded for price in prices))
+
+
+def _refuse_unusual(what: str, name: str) -> None:
+    try:
+        is_as_stored = models.ModelInput(name=name).name == name
+    except ValueError:
+        is_as_stored = False
+    if not is_as_stored:
+        msg = f"its {what} is empty, too long, or has blanks around it or control characters"
+        raise ValueError(msg)
+
+
+def _listed_price(said: Mapping[str, Any], kind: str) -> pricing.Exact:
     price = said.get(f"{kind}_cost_per_token")
-    if price is None or isinstance(price, bool) or not isinstance(price, int | Decimal):
+    if price is None:
         msg = f"no {kind} price for tokens"
         raise ValueError(msg)
-    return pricing.parse(price, times=1000)
-
-
-def _why(error: ValueError) -> str:
-    first = str(error).splitlines()[0]
-    return "no provider" if "provider" in first.lower() else first
+    if isinstance(price, bool) or not isinstance(price, int | Decimal):
+        msg = f"its {kind} price is no number"
+        raise ValueError(msg)  # noqa: TRY004
+    exact = pricing.parse(price, times=1000)
+    if price and not exact.nano:
+        msg = f"its {kind} price is less than half a nano-credit for 1,000 tokens"
+        raise ValueError(msg)
+    return exact

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from keystore import pricing
 from keystore.errors import InvalidInputError, KeystoreError
 from keystore.tokens import MAX_TOKEN_LENGTH
 
@@ -183,6 +184,16 @@ def show_table(rows: Sequence[object], columns: Sequence[str], *, empty: str) ->
     else:
         cells = [[_cell(getattr(row, column)) for column in columns] for row in rows]
         _print_table([column.replace("_", " ") for column in columns], cells)
+
+
+def with_credits(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with each amount in nano-credits also as text, in credits."""
+    amounts = {
+        name.replace("_nano", ""): None if value is None else pricing.text(value)
+        for name, value in row.items()
+        if "_nano" in name
+    }
+    return {**row, **amounts}
 
 
 def show_pairs(value: object, pairs: Sequence[tuple[str, object]]) -> None:

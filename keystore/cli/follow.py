@@ -27,6 +27,7 @@ _MOVED = (
     ("pushed", "pushed", "record"),
     ("pulled", "pulled", "record"),
     ("usage", "handed up", "usage row"),
+    ("ledger", "handed up", "ledger row"),
 )
 
 
@@ -205,4 +206,6 @@ def _lag(lag: Lag) -> str:
         parts += [f"{lag.age_seconds} s old", f"{plural(lag.changes, 'change')} behind"]
     if lag.usage:
         parts.append(f"{plural(lag.usage, 'usage row')} waiting")
+    if lag.ledger:
+        parts.append(f"{plural(lag.ledger, 'ledger row')} waiting")
     return ", ".join(parts)

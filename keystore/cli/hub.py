@@ -1,16 +1,29 @@
 """Commands of a hub's operator."""
 
 import uuid
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import click
 
-from keystore.cli.common import json_option, plural, printable, seconds, show
+from keystore import pricing
+from keystore.cli.common import (
+    json_option,
+    plural,
+    printable,
+    seconds,
+    show,
+    show_table,
+    wants_json,
+    with_credits,
+)
 from keystore.sync import targets
 from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
     from keystore.sync.hub_compact import Compaction
+    from keystore.sync.hub_usage import AccountTotal
 
 
 @click.group()
@@ -113,6 +126,55 @@ def hub_ungrant(url: str, role: str) -> None:
     with targets.hub_admin(url) as admin:
         hub_grants.ungrant(admin, role)
     show({"role": role}, f"{printable(role)} may do nothing at this hub.")
+
+
+@hub.command("usage", short_help="What accounts have used at all edges, and what they have.")
+@click.argument("url")
+@json_option
+def hub_usage(url: str) -> None:
+    """Show what each account has used of each service, at all stores, and what its ledger sums to.
+
+    As of what the stores have handed up.
+
+    \b
+    Example:
+      keystore hub usage postgresql://hub.example.org/keystore
+    """
+    with extra("postgres"):
+        from keystore.sync.hub_usage import totals
+    with targets.hub_admin(url) as admin:
+        found = totals(admin)
+    if wants_json():
+        show([with_credits(asdict(total)) for total in found], "")
+        return
+    lines = [line for total in found for line in _lines(total)]
+    columns = ["account", "service", "units", "stores", "credits"]
+    if len({total.origin_id for total in found}) > 1:
+        columns.append("origin")
+    show_table(lines, columns, empty="Nothing was handed up yet.")
+
+
+def _lines(total: "AccountTotal") -> list[SimpleNamespace]:
+    """Return a line for each service; the account's credits stand in the first."""
+    account = total.account or (f"{total.account_id} (deleted)" if total.account_id else None)
+    lines = [
+        SimpleNamespace(
+            account=account,
+            service=item.service or (f"{item.service_id} (deleted)" if item.service_id else None),
+            units=item.units,
+            stores=item.stores,
+            credits=None,
+            origin=total.origin_id,
+        )
+        for item in total.services
+    ] or [
+        SimpleNamespace(
+            account=account, service=None, units=0, stores=0, credits=None, origin=total.origin_id
+        )
+    ]
+    if total.balance_nano is not None:
+        lines[0].credits = pricing.text(total.balance_nano)
+    return lines
 
 
 @hub.command("compact", short_help="Forget deletions that every live replica has seen.")

@@ -172,6 +172,8 @@ def _sentence(report: Report) -> str:
         done.append(f"pulled {plural(report.pulled, 'record')}")
     if report.usage is not None:
         done.append(f"handed up {plural(report.usage, 'usage row')}")
+    if report.ledger:
+        done.append(f"handed up {plural(report.ledger, 'ledger row')}")
     as_of = f"; as of change {report.as_of_change}" if report.as_of_change is not None else ""
     return f"{report.target}: {', '.join(done)}{as_of}."
 

@@ -36,8 +36,15 @@ FROM ModelPricing
 WHERE model_id = :model_id
 ORDER BY effective_from DESC;
 
+-- name: insert_provider
+INSERT INTO Providers (name) VALUES (?) RETURNING provider_id;
+
+-- name: insert_model
+INSERT INTO Models (provider_id, name) VALUES (?, ?) RETURNING model_id;
+
 -- name: set_price
--- (a second price that begins in the same second takes the place of the first)
+-- Only of times to come, or of a new model: another price that begins in that second takes the place of
+-- the first.
 INSERT INTO ModelPricing (model_id, input_nano_per_1k, output_nano_per_1k, effective_from)
 VALUES (?, ?, ?, ?)
 ON CONFLICT (model_id, effective_from) DO UPDATE SET
@@ -63,9 +70,9 @@ WHERE request_id = :request_id AND account_id = :account_id AND kind = :kind;
 
 -- name: insert_entry
 INSERT INTO CreditLedger (account_id, kind, amount_nano, balance_nano, request_id, note, model,
-                          model_pricing_id, input_tokens, output_tokens, usage_id)
+                          model_pricing_id, input_tokens, output_tokens, usage_id, occurred_at)
 VALUES (:account_id, :kind, :amount_nano, :balance_nano, :request_id, :note, :model,
-        :model_pricing_id, :input_tokens, :output_tokens, :usage_id)
+        :model_pricing_id, :input_tokens, :output_tokens, :usage_id, :occurred_at)
 RETURNING *;
 
 -- name: statement
@@ -75,9 +82,11 @@ ORDER BY ledger_id
 LIMIT :limit;
 
 -- name: log_usage
-INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id)
-VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id)
+INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id,
+                      occurred_at)
+VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id, :occurred_at)
 RETURNING usage_id;
 
 -- name: key_of_account
-SELECT api_key_id FROM APIKeys WHERE api_key = :key AND account_id = :account_id;
+SELECT api_key_id FROM APIKeys
+WHERE (api_key = :api_key OR api_key_hash = :api_key_hash) AND account_id = :account_id;

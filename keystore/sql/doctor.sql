@@ -19,6 +19,43 @@ SELECT count(*) FROM ChangeLog WHERE occurred_at > datetime('now', '+5 minutes')
 -- name: replaying
 SELECT replaying FROM StoreInfo;
 
+-- name: unbalanced
+-- Accounts whose balance is not what their ledger sums to, or whose ledger does not add up on the way.
+SELECT account_id, sum(amount), sum(balance), max(is_broken)
+FROM (
+    SELECT account_id, amount_nano AS amount, 0 AS balance,
+           balance_nano - amount_nano
+           <> lag(balance_nano, 1, 0) OVER (PARTITION BY account_id ORDER BY ledger_id) AS is_broken
+    FROM CreditLedger
+    UNION ALL
+    SELECT account_id, 0, balance_nano, 0 FROM CreditBalances
+)
+GROUP BY account_id
+HAVING sum(amount) <> sum(balance) OR max(is_broken);
+
+-- name: gone_with_a_balance
+SELECT b.account_id, b.balance_nano
+FROM CreditBalances AS b
+WHERE b.balance_nano <> 0
+  AND NOT EXISTS (SELECT 1 FROM Accounts AS a WHERE a.account_id = b.account_id);
+
+-- name: without_price
+-- Active models that have no price, or none yet.
+SELECT m.name, EXISTS (SELECT 1 FROM ModelPricing AS c WHERE c.model_id = m.model_id)
+FROM Models AS m
+WHERE m.is_active
+  AND NOT EXISTS (SELECT 1 FROM ModelPricing AS c
+                  WHERE c.model_id = m.model_id AND c.effective_from <= CURRENT_TIMESTAMP)
+ORDER BY m.name;
+
+-- name: overlapping_prices
+-- The schema refuses both: who finds one has a damaged index, or a table that somebody rebuilt. (NOT
+-- INDEXED: the table is asked, not the index.)
+SELECT c.model_id, c.effective_from
+FROM ModelPricing AS c NOT INDEXED
+GROUP BY c.model_id, c.effective_from
+HAVING count(*) > 1 OR c.effective_from IS NULL;
+
 -- name: role
 SELECT role FROM StoreInfo;
 

@@ -8,6 +8,8 @@ PRAGMA data_version;
 -- What a target has acknowledged (nothing, if it is not known yet), and what the store holds. By the
 -- URL only as long as the target has not said who it is: another process may find it at another one.
 SELECT coalesce(max(acknowledged_change), 0), coalesce(max(acknowledged_usage), 0),
-       (SELECT coalesce(max(usage_id), 0) FROM UsageLog)
+       (SELECT coalesce(max(usage_id), 0) FROM UsageLog),
+       coalesce(max(acknowledged_ledger), 0),
+       (SELECT coalesce(max(ledger_id), 0) FROM CreditLedger)
 FROM SyncTargets
 WHERE target_id = :target_id OR (:target_id IS NULL AND url = :url);

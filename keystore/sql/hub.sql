@@ -200,6 +200,58 @@ SELECT %(store_id)s, %(origin_id)s, usage_id, principal_type, principal_id, acco
 FROM pg_temp.incoming_usage
 ON CONFLICT (store_id, usage_id, nonce) DO NOTHING;
 
+-- name: holds_ledger
+SELECT EXISTS (SELECT FROM keystore.credit_ledger
+               WHERE store_id = %(store_id)s AND ledger_id = %(ledger_id)s AND nonce = %(nonce)s);
+
+-- name: create_incoming_ledger
+CREATE TEMP TABLE incoming_ledger (
+    ledger_id BIGINT, account_id BIGINT, kind TEXT, amount_nano BIGINT, balance_nano BIGINT,
+    request_id TEXT, note TEXT, model TEXT, model_pricing_id BIGINT, input_tokens BIGINT,
+    output_tokens BIGINT, usage_id BIGINT, occurred_at TEXT, nonce BIGINT
+) ON COMMIT DROP;
+
+-- name: copy_incoming_ledger
+COPY pg_temp.incoming_ledger (ledger_id, account_id, kind, amount_nano, balance_nano, request_id, note,
+                              model, model_pricing_id, input_tokens, output_tokens, usage_id,
+                              occurred_at, nonce)
+FROM STDIN (FORMAT BINARY);
+
+-- name: insert_ledger
+INSERT INTO keystore.credit_ledger (store_id, ledger_id, account_id, kind, amount_nano, balance_nano,
+                                    request_id, note, model, model_pricing_id, input_tokens,
+                                    output_tokens, usage_id, occurred_at, nonce)
+SELECT %(store_id)s, ledger_id, account_id, kind, amount_nano, balance_nano, request_id, note, model,
+       model_pricing_id, input_tokens, output_tokens, usage_id, occurred_at::TIMESTAMPTZ, nonce
+FROM pg_temp.incoming_ledger
+ON CONFLICT (store_id, ledger_id, nonce) DO NOTHING;
+
+-- name: account_totals
+-- What each account has used of each service, wherever that was, and what its ledger sums to: a row for
+-- each service, and one without for what names none; an account that has only credits has one row.
+-- (Sums of BIGINT are NUMERIC: they cannot overflow.)
+WITH used AS (
+    SELECT origin_id, account_id, service_id, sum(amount) AS units, count(DISTINCT store_id) AS stores
+    FROM keystore.usage_log
+    GROUP BY origin_id, account_id, service_id
+), balances AS (
+    SELECT store_id AS origin_id, account_id, sum(amount_nano) AS balance
+    FROM keystore.credit_ledger
+    GROUP BY store_id, account_id
+), known AS (
+    SELECT origin_id, account_id FROM used
+    UNION
+    SELECT origin_id, account_id FROM balances
+)
+SELECT k.origin_id::TEXT, k.account_id, a.email, u.service_id, s.name,
+       coalesce(u.units, 0), coalesce(u.stores, 0), b.balance
+FROM known AS k
+LEFT JOIN used AS u ON u.origin_id = k.origin_id AND u.account_id IS NOT DISTINCT FROM k.account_id
+LEFT JOIN balances AS b ON b.origin_id = k.origin_id AND b.account_id = k.account_id
+LEFT JOIN keystore.accounts AS a ON a.store_id = k.origin_id AND a.account_id = k.account_id
+LEFT JOIN keystore.services AS s ON s.store_id = k.origin_id AND s.service_id = u.service_id
+ORDER BY k.origin_id, k.account_id, u.service_id NULLS FIRST;
+
 -- name: revocations
 -- If the number that the caller knows is not that key's here, the hub was put back: then he gets all.
 SELECT revocation_id, api_key::TEXT, reason,

@@ -36,6 +36,10 @@ GRANT SELECT,
       INSERT (store_id, origin_id, usage_id, principal_type, principal_id, account_id, service_id,
               amount, request_id, occurred_at, nonce)
     ON keystore.usage_log TO {role};
+GRANT SELECT,
+      INSERT (store_id, ledger_id, account_id, kind, amount_nano, balance_nano, request_id, note, model,
+              model_pricing_id, input_tokens, output_tokens, usage_id, occurred_at, nonce)
+    ON keystore.credit_ledger TO {role};
 -- An origin's id is no replica's.
 DELETE FROM keystore.grants WHERE store_id = {store_id} AND access = 'own';
 INSERT INTO keystore.grants (store_id, role_name, access) VALUES ({store_id}, {name}, 'push')

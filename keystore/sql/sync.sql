@@ -2,7 +2,8 @@
 -- {table} and {columns} are filled from keystore.tables.
 
 -- name: target
-SELECT push_token, pending_token, acknowledged_usage, acknowledged_revocation, last_revocation
+SELECT push_token, pending_token, acknowledged_usage, acknowledged_ledger, acknowledged_revocation,
+       last_revocation
 FROM SyncTargets
 WHERE target_id = ?;
 
@@ -60,6 +61,12 @@ WHERE target_id = :target_id AND pending_token = :token;
 -- name: acknowledge_usage
 UPDATE SyncTargets SET
     acknowledged_usage = max(acknowledged_usage, :acknowledged_usage),
+    synced_at = CURRENT_TIMESTAMP
+WHERE target_id = :target_id;
+
+-- name: acknowledge_ledger
+UPDATE SyncTargets SET
+    acknowledged_ledger = max(acknowledged_ledger, :acknowledged_ledger),
     synced_at = CURRENT_TIMESTAMP
 WHERE target_id = :target_id;
 
@@ -121,6 +128,17 @@ SELECT usage_id, principal_type, principal_id, account_id, service_id, amount, r
 FROM UsageLog
 WHERE usage_id > :after
 ORDER BY usage_id
+LIMIT :limit;
+
+-- name: ledger_nonce
+SELECT nonce FROM CreditLedger WHERE ledger_id = ?;
+
+-- name: ledger_after
+SELECT ledger_id, account_id, kind, amount_nano, balance_nano, request_id, note, model,
+       model_pricing_id, input_tokens, output_tokens, usage_id, occurred_at, nonce
+FROM CreditLedger
+WHERE ledger_id > :after
+ORDER BY ledger_id
 LIMIT :limit;
 
 -- name: begin_replay

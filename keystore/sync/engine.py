@@ -49,6 +49,7 @@ class Report:
     pushed: int | None = None
     pulled: int | None = None
     usage: int | None = None
+    ledger: int | None = None
     revocations: int | None = None
     reconciled: int | None = None
     as_of_change: int | None = None
@@ -63,6 +64,7 @@ class Bookkeeping:
     push_token: str | None
     pending_token: str | None
     acknowledged_usage: int
+    acknowledged_ledger: int
     acknowledged_revocation: int
     last_revocation: str | None
 

@@ -2,8 +2,9 @@
 
 Revocations come first, because they only take access away and are small. Usage goes up row by row,
 each known by ``(store_id, usage_id, nonce)``: the hub takes a set, so a page that is sent again, or
-by two copies of one file, counts once. Last, a replica checks in: the operator sees by it which
-replica has which revocation, and what may be forgotten because everybody has it.
+by two copies of one file, counts once. So does the ledger of an origin. Last, a replica checks in:
+the operator sees by it which replica has which revocation, and what may be forgotten because
+everybody has it.
 """
 
 import uuid_utils.compat
@@ -14,9 +15,10 @@ from keystore.db import StoreFile
 from keystore.errors import ForkedStoreError
 from keystore.failpoint import reached
 from keystore.sync.engine import Report, bookkeeping, remember
-from keystore.sync.protocols import CheckIn, Hub, Usage
+from keystore.sync.protocols import CheckIn, Entry, Hub, Usage
 
 USAGE_PAGE_SIZE = 10_000
+LEDGER_PAGE_SIZE = 10_000
 
 _Q = sql.named("sync")
 
@@ -87,6 +89,41 @@ def hand_up_usage(
             )
         reached("usage.acknowledged")
         report.usage += len(rows)
+
+
+def hand_up_ledger(
+    file: StoreFile, hub: Hub, url: str, report: Report, *, usage_only: bool = False
+) -> None:
+    """Hand up every row of an origin's ledger that the hub has not acknowledged.
+
+    As :func:`hand_up_usage` does with usage. A replica has no ledger.
+    """
+    info = file.info()
+    if not info.is_origin:
+        return
+    after = remember(file, hub.target_id, url, usage_only=usage_only).acknowledged_ledger
+    with file.read() as conn:
+        last = conn.execute(_Q["ledger_nonce"], (after,)).fetchone()
+    if last is None or not hub.holds_ledger(info.store_id, after, last[0]):
+        after = 0
+    report.ledger = 0
+    while True:
+        with file.read() as conn, db.any_text(conn):
+            window = {"after": after, "limit": LEDGER_PAGE_SIZE}
+            rows = [Entry(*row) for row in conn.execute(_Q["ledger_after"], window)]
+        if not rows:
+            return
+        reached("ledger.page")
+        hub.push_ledger(info.store_id, rows)
+        reached("ledger.sent")
+        after = rows[-1].ledger_id
+        with file.write() as conn:
+            conn.execute(
+                _Q["acknowledge_ledger"],
+                {"acknowledged_ledger": after, "target_id": hub.target_id},
+            )
+        reached("ledger.acknowledged")
+        report.ledger += len(rows)
 
 
 def check_in(file: StoreFile, hub: Hub) -> None:

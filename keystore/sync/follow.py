@@ -77,14 +77,20 @@ class Lag:
 
     ``as_of_change`` is the origin's change that both have. ``age_seconds`` is how old a replica's
     data are, ``None`` at an origin. ``changes`` have not arrived: at the target, if this is the
-    origin; here, if this is a replica, of those that the hub has told of. ``usage`` is the number
-    of usage rows that wait here.
+    origin; here, if this is a replica, of those that the hub has told of. ``usage`` and ``ledger``
+    are the numbers of such rows that wait here.
     """
 
     as_of_change: int | None
     age_seconds: int | None
     changes: int
     usage: int
+    ledger: int = 0
+
+    @property
+    def waits_here(self) -> bool:
+        """Whether the hub lacks something that is only ever appended here."""
+        return bool(self.usage or self.ledger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +227,7 @@ class Follower:
                     now = time.monotonic()
                     poll_at, usage_at = now + poll, now + USAGE_SECONDS
                     push_at = now if self._has_hub else now + PUBLISH_SECONDS
-                elif target.hub and self._lag.usage and now >= usage_at:
+                elif target.hub and self._lag.waits_here and now >= usage_at:
                     self._round(file, target, whole=False)
                     usage_at, seen = time.monotonic() + USAGE_SECONDS, None
                 if watch is None:
@@ -233,7 +239,7 @@ class Follower:
     def _hand_up_last(self) -> None:
         with open_store(self._path) as file:
             lag = self._look(file)
-            if lag.usage or (file.info().is_origin and lag.changes):
+            if lag.waits_here or (file.info().is_origin and lag.changes):
                 with self._opened(self._url, file=file, keys=self._keys, root=self._root) as target:
                     self._round(file, target)
 
@@ -242,9 +248,9 @@ class Follower:
         if whole:
             targets.sync_opened(file, target, report, usage_only=self._usage_only)
         elif target.hub is not None:
-            exchange.hand_up_usage(
-                file, target.hub, self.target, report, usage_only=self._usage_only
-            )
+            only = self._usage_only
+            exchange.hand_up_usage(file, target.hub, self.target, report, usage_only=only)
+            exchange.hand_up_ledger(file, target.hub, self.target, report, usage_only=only)
         self._root, self._failures = None, 0
         self._lag = self._look(file)
         was_lost, self._lost = self._lost, None
@@ -256,7 +262,7 @@ class Follower:
             self._on_event(Event("back", report, self._lag))
         elif not has_begun:
             self._on_event(Event("following", report, self._lag))
-        elif report.pushed or report.pulled or report.usage or report.revocations:
+        elif report.pushed or report.pulled or report.usage or report.ledger or report.revocations:
             self._on_event(Event("synced", report, self._lag))
         elif report.warnings:
             self._on_event(Event("warned", report, self._lag))
@@ -277,11 +283,14 @@ class Follower:
         where = {"target_id": self._target_id, "url": self.target}
         with file.read() as conn:
             head = changelog.head(conn)
-            change, handed_up, used = conn.execute(_Q["waiting"], where).fetchone()
+            change, handed_up, used, entered, entries = conn.execute(
+                _Q["waiting"], where
+            ).fetchone()
         usage = max(0, used - handed_up) if self._has_hub else 0
+        ledger = max(0, entries - entered) if self._has_hub else 0
         if info.is_origin:
             changes = 0 if self._usage_only else max(0, head - change)
-            return Lag(change, None, changes, usage)
+            return Lag(change, None, changes, usage, ledger)
         age = None
         if info.as_of_at is not None:
             age = max(0, int(time.time() - clock.seconds(info.as_of_at)))

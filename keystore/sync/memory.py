@@ -19,6 +19,7 @@ from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
 from keystore.sync.protocols import (
     CheckIn,
+    Entry,
     News,
     Origin,
     PageCounts,
@@ -58,6 +59,7 @@ class MemoryHub:
     def __init__(self) -> None:
         self.target_id = str(uuid.uuid4())
         self.usage: dict[tuple[str, int, int], tuple[str, Usage]] = {}
+        self.ledger: dict[tuple[str, int, int], Entry] = {}
         self.replicas: dict[tuple[str, str], tuple[str, CheckIn]] = {}
         self._revocations: list[tuple[str, Revocation]] = []
         self._head = 0
@@ -116,6 +118,16 @@ class MemoryHub:
             for usage in rows:
                 known = (store_id, usage.usage_id, usage.nonce)
                 self.usage.setdefault(known, (origin_id, usage))
+
+    def holds_ledger(self, store_id: str, ledger_id: int, nonce: int) -> bool:
+        """Look for a row of a ledger; see :class:`keystore.sync.protocols.Hub`."""
+        return (store_id, ledger_id, nonce) in self.ledger
+
+    def push_ledger(self, store_id: str, rows: Sequence[Entry]) -> None:
+        """Take rows of a ledger; see :class:`keystore.sync.protocols.Hub`."""
+        with self._lock:
+            for entry in rows:
+                self.ledger.setdefault((store_id, entry.ledger_id, entry.nonce), entry)
 
     def revoke(self, key: str, *, reason: str | None = None) -> list[Revocation]:
         """Revoke a key for good, by its UUID.

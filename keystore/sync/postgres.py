@@ -8,7 +8,7 @@ has misses nothing; pushes of different stores do not wait for each other.
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 
 import psycopg
 from psycopg import IsolationLevel
@@ -20,11 +20,15 @@ from keystore.sync.hub_connection import HubConnection, hub_errors, not_granted
 from keystore.sync.hub_push import HubPush, digests_of, pages_of
 from keystore.sync.hub_rows import copy_in, copy_out, fill, wire_types
 from keystore.sync.hub_watch import HubWatch
-from keystore.sync.protocols import CheckIn, Origin, Pull, Revocation, TargetState, Usage
+from keystore.sync.protocols import CheckIn, Entry, Origin, Pull, Revocation, TargetState, Usage
 from keystore.tables import BY_NAME, TRACKED, Table
 
 _Q = sql.named("hub")
 _USAGE_TYPES = ("int8", "text", "int8", "int8", "int8", "int8", "text", "text", "int8")
+_LEDGER_TYPES = (
+    *("int8", "int8", "text", "int8", "int8", "text", "text", "text"),
+    *("int8", "int8", "int8", "int8", "text", "int8"),
+)
 
 
 class PostgresHub(HubConnection):
@@ -180,6 +184,22 @@ class PostgresHub(HubConnection):
             )
             copy_in(self.conn, _Q["copy_incoming_usage"], _USAGE_TYPES, values)
             self.rows("insert_usage", store_id=store_id, origin_id=origin_id)
+
+    def holds_ledger(self, store_id: str, ledger_id: int, nonce: int) -> bool:
+        """Look for a row of a ledger; see :class:`keystore.sync.protocols.Hub`."""
+        _ = self.target_id
+        with hub_errors():
+            where = {"store_id": store_id, "ledger_id": ledger_id, "nonce": nonce}
+            return bool(self.row("holds_ledger", **where)[0])
+
+    def push_ledger(self, store_id: str, rows: Sequence[Entry]) -> None:
+        """Take rows of a ledger; see :class:`keystore.sync.protocols.Hub`."""
+        _ = self.target_id
+        with hub_errors(), self.conn.transaction():
+            self.rows("use_utc")
+            self.rows("create_incoming_ledger")
+            copy_in(self.conn, _Q["copy_incoming_ledger"], _LEDGER_TYPES, map(astuple, rows))
+            self.rows("insert_ledger", store_id=store_id)
 
     def revocations(self, origin_id: str, after: int, last: str | None) -> list[Revocation]:
         """Return what was revoked since; see :class:`keystore.sync.protocols.Hub`."""

@@ -5,7 +5,8 @@ Delivery guarantees that every implementation gives, and one contract test suite
 * A push is all or nothing: leave the session without :meth:`PushSession.commit` and the target is
   as it was. Two sessions for one store never overlap: the second waits or is refused.
 * A pull is one consistent cut of the origin, never older than what was acknowledged to it.
-* Usage handed up twice is counted once; the identity is ``(store_id, usage_id, nonce)``.
+* Usage handed up twice is counted once; the identity is ``(store_id, usage_id, nonce)``. So is the
+  ledger, by ``(store_id, ledger_id, nonce)``.
 * Revocations only grow, and are numbered in the order in which they became visible.
 """
 
@@ -181,6 +182,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of an origin's CreditLedger as it travels; amounts are in nano-credits."""
+
+    ledger_id: int
+    account_id: int
+    kind: str
+    amount_nano: int
+    balance_nano: int
+    request_id: str | None
+    note: str | None
+    model: str | None
+    model_pricing_id: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    usage_id: int | None
+    occurred_at: str
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
 class Revocation:
     """A key that was revoked at the hub; ``revoked_at`` is the hub's time, UTC text."""
 
@@ -226,7 +247,7 @@ class Watch(Protocol):
 
 
 class Hub(Protocol):
-    """Where usage goes, revocations come from, and replicas say what they have."""
+    """Where usage and ledgers go, revocations come from, and replicas say what they have."""
 
     @property
     def target_id(self) -> str:
@@ -237,6 +258,12 @@ class Hub(Protocol):
 
     def push_usage(self, store_id: str, origin_id: str, rows: Sequence[Usage]) -> None:
         """Take usage rows; those already there are not counted again."""
+
+    def holds_ledger(self, store_id: str, ledger_id: int, nonce: int) -> bool:
+        """Whether a row of the ledger is there, and with it all rows that came before."""
+
+    def push_ledger(self, store_id: str, rows: Sequence[Entry]) -> None:
+        """Take rows of an origin's ledger; those already there are not counted again."""
 
     def revocations(self, origin_id: str, after: int, last: str | None) -> Sequence[Revocation]:
         """Return the revocations of an origin's keys that are later than number ``after``.

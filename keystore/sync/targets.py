@@ -292,6 +292,7 @@ def sync_opened(
         refused = error  # the rows do not fit; that is no reason to keep the usage here
     if hub is not None:
         exchange.hand_up_usage(file, hub, url, report, usage_only=usage_only)
+        exchange.hand_up_ledger(file, hub, url, report, usage_only=usage_only)
         exchange.check_in(file, hub)
     if refused is not None:
         raise refused
