@@ -143,7 +143,7 @@ class _Part:
             yield ",".join(self.columns) + "\r\n"
             for row in rows:
                 values = map(_plain, self.columns, row)
-                yield ",".join(map(_cell, values)) + "\r\n"
+                yield ",".join(map(cell, values)) + "\r\n"
         else:
             for row in rows:
                 values = map(_embedded, self.columns, map(_plain, self.columns, row))
@@ -197,7 +197,7 @@ def _embedded(column: str, value: Any) -> Any:
     return found if isinstance(found, dict) else value
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """Quote every text, and nothing else: so that an empty text differs from none.
 
     Labels and e-mails come from outsiders, and a spreadsheet executes a text that starts with "=",
