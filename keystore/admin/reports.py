@@ -164,7 +164,11 @@ def _totals(
     """Return the units and the rows of each group; each table is grouped by its own indexes."""
     amounts: Counter[Group] = Counter()
     rows: Counter[Group] = Counter()
-    window = {"since": _hour(since, "1000"), "until": _hour(until, "3000", is_end=True)}
+    # (a bound that reads as a number would be compared as one: columns of times are NUMERIC)
+    window = {
+        "since": _hour(since, "1000-01-01"),
+        "until": _hour(until, "3000-01-01", is_end=True),
+    }
     kind, number = _KINDS[by] if by else ("NULL", "NULL")
     for table, time, count in _SOURCES:
         if table == "UsageHours" and "request_id" in values:

@@ -1,5 +1,6 @@
 """Usage as a picture."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ from keystore.sync.extras import extra
 if TYPE_CHECKING:
     from keystore.admin.reports import UsageTotal
 
-_MOST_NAMES = 20
+MOST_NAMES = 40
+"""What is told apart in a picture; the smaller ones are drawn as one."""
 
 
 def draw(found: Sequence["UsageTotal"], path: Path) -> None:
@@ -22,29 +24,42 @@ def draw(found: Sequence["UsageTotal"], path: Path) -> None:
     """
     with extra("plot"):
         from matplotlib.figure import Figure
-    # (a "$" would begin a formula)
-    names = {item.label: printable(item.label).replace("$", r"\$") for item in found}
+    names = _names(found)
+    shown = list(dict.fromkeys(names.values()))
     periods = sorted({item.period for item in found if item.period is not None})
-    tall = len(names) if not periods else min(len(names), _MOST_NAMES)
-    figure = Figure(figsize=(10, max(4.0, 1.5 + 0.3 * tall)), layout="constrained")
+    heights: dict[str, list[int]] = {name: [0] * max(1, len(periods)) for name in shown}
+    for item in found:
+        place = periods.index(item.period) if item.period is not None else 0
+        heights[names[item.label]][place] += item.amount
+    figure = Figure(figsize=(10, 2 + 0.25 * max(8, len(shown))), layout="constrained")
     axes = figure.add_subplot()
     if periods:
-        place = {period: number for number, period in enumerate(periods)}
         base = [0] * len(periods)
-        for label, name in names.items():
-            heights = [0] * len(periods)
-            for item in found:
-                if item.label == label and item.period is not None:
-                    heights[place[item.period]] += item.amount
-            axes.bar(range(len(periods)), heights, bottom=base, label=name)
-            base = [below + height for below, height in zip(base, heights, strict=True)]
+        for name in shown:
+            axes.bar(range(len(periods)), heights[name], bottom=base, label=name)
+            base = [below + height for below, height in zip(base, heights[name], strict=True)]
         step = -(-len(periods) // 12)
         axes.set_xticks(range(0, len(periods), step), periods[::step], rotation=45, ha="right")
         axes.set_ylabel("units")
-        if names.keys() != {"all"}:
+        if len(shown) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     else:
-        axes.barh(list(names.values()), [item.amount for item in found])
+        axes.barh(shown, [heights[name][0] for name in shown])
         axes.invert_yaxis()  # the largest above
         axes.set_xlabel("units")
     figure.savefig(path)
+
+
+def _names(found: Sequence["UsageTotal"]) -> dict[str, str]:
+    """Return what to write for each label; the largest first, the smallest under one name."""
+    sums: Counter[str] = Counter()
+    for item in found:
+        sums[item.label] += item.amount
+    names = [label for label, _ in sums.most_common()]
+    kept = MOST_NAMES if len(names) <= MOST_NAMES else MOST_NAMES - 1
+    others = f"{len(names) - kept} others"
+    return {
+        # (a "$" would begin a formula, and a legend leaves out what begins with "_")
+        label: f" {printable(label)}".replace("$", r"\$") if number < kept else others
+        for number, label in enumerate(names)
+    }
