@@ -16,6 +16,7 @@ SELECT 'api_key', 1 + (i * 7919) % :keys, 1 + (i * 7919) % :keys / 10, 1 + i % 3
        datetime(1750000000 + i * 30000000 / :rows, 'unixepoch')
 FROM n
 """
+_INDEXES = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'UsageLog'"
 _ONE_KEY = """
 SELECT sum(amount), count(*) FROM UsageLog WHERE principal_type = 'api_key' AND principal_id = 7
 """
@@ -32,11 +33,23 @@ WHERE principal_type = 'api_key' GROUP BY 1 ORDER BY units DESC LIMIT 10
 def measure(quick: bool) -> list[Row]:
     """Measure over 200,000 rows of usage (quick) or 10,000,000."""
     rows = 200_000 if quick else 10_000_000
-    with TemporaryDirectory(prefix="keystore-bench-") as folder:
-        with Store.create(Path(folder) / "origin.db") as store:
-            with store.file.write() as conn:
-                conn.execute(_FILL, {"rows": rows, "keys": _KEYS})
-            return _reports(store, rows, quick)
+    with (
+        TemporaryDirectory(prefix="keystore-bench-") as folder,
+        Store.create(Path(folder) / "origin.db") as store,
+    ):
+        _fill(store, rows)
+        return _reports(store, rows, quick)
+
+
+def _fill(store: Store, rows: int) -> None:
+    """Fill the UsageLog; its indexes are made afterwards, which takes a fraction of the time."""
+    with store.file.write() as conn:
+        indexes = conn.execute(_INDEXES).fetchall()
+        for name, _ in indexes:
+            conn.execute(f"DROP INDEX {name}")
+        conn.execute(_FILL, {"rows": rows, "keys": _KEYS})
+        for _, text in indexes:
+            conn.execute(text)
 
 
 def _reports(store: Store, rows: int, quick: bool) -> list[Row]:
@@ -52,12 +65,13 @@ def _reports(store: Store, rows: int, quick: bool) -> list[Row]:
     select = "the bare SELECT"
     one_key = Side(lambda: store.usage_report(key="7"))
     by_key = Side(lambda: store.usage_report(by="key", top=10))
-    ada = Side(lambda: store.usage_report(account="7", per="day", since=since))
+    days = Side(lambda: store.usage_report(account="7", per="day", since=since))
+    # A report opens a snapshot and asks three tables: over few rows, that is most of its time.
+    goal = None if quick else GOAL
     return [
         row("top 10 keys", by_key, select, bare(_BY_KEY), GOAL),
-        # A few hundred rows, and each report opens a snapshot and asks three tables: no goal.
-        row("one key", one_key, select, bare(_ONE_KEY), GOAL if rows > 1_000_000 else None),
-        row("one account per day", ada, select, bare(_ONE_ACCOUNT), GOAL),
+        row("one account per day", days, select, bare(_ONE_ACCOUNT), goal),
+        row("one key", one_key, select, bare(_ONE_KEY), goal),
         # Its time follows the rows that it reads, a thousandth, and not those that there are.
         row("one key", one_key, "the report of all keys", by_key, 0.05),
     ]

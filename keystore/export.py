@@ -33,6 +33,7 @@ _USED = (
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     **{table.name: tuple(column.name for column in table.columns) for table in TRACKED},
     "UsageLog": ("usage_id", *_USED, "nonce"),
+    "UsageHours": ("hour", *_USED[:4], "amount", "rows"),
     "ReceivedUsage": ("store_id", "usage_id", "nonce", *_USED, "received_at"),
     "Revocations": ("revocation_id", "api_key", "reason", "revoked_at", "received_at"),
 }

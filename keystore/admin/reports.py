@@ -30,12 +30,12 @@ _SOURCES = (
     ("ReceivedUsage", "occurred_at", _ROWS),
 )
 _KINDS = {
-    "key": ("principal_type", "principal_id"),
+    "key": ("'api_key'", "principal_id"),
     "account": ("'account'", "account_id"),
     "service": ("'service'", "service_id"),
     "principal": ("principal_type", "principal_id"),
 }
-_CONSTANTS = {"NULL", "'account'", "'service'"}
+_CONSTANTS = {"NULL", "'api_key'", "'account'", "'service'"}
 _PERIODS = {"hour": _Q["by_hour"], "day": _Q["by_day"]}
 _NAMES = {
     "api_key": _Q["api_key_name"],

@@ -65,8 +65,9 @@ def export(
 ) -> None:
     """Export tables as the schema names them, or the changes since N, in one consistent state.
 
-    Without TABLE all tables that are synced. UsageLog, ReceivedUsage and Revocations can be named,
-    too. CSV holds one table. Hashes of tokens and secrets are left out unless asked for.
+    Without TABLE all tables that are synced. UsageLog, UsageHours, ReceivedUsage and Revocations
+    can be named, too. CSV holds one table. Hashes of tokens and secrets are left out unless asked
+    for.
 
     \b
     Example:
