@@ -1,5 +1,6 @@
 """Usage of any kind of principal: logged by one call, once a request; it outlives its subject."""
 
+import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 
@@ -95,6 +96,24 @@ def test_a_request_of_a_principal_counts_once(store: Store) -> None:
         with pytest.raises(ConflictingRequestError, match="usage 1"):
             store.log_usage("session", 7, amount, service=service, request_id="r1")
     assert total(store) == 6
+
+
+def _log(path: Path) -> None:
+    with Store.open(path) as store:
+        for number in range(50):
+            store.log_usage("session", 7, 2, request_id=f"r{number}")
+
+
+def test_processes_that_log_the_same_requests_log_each_once(store: Store) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_log, args=(store.file.path,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert total(store) == 100
+    assert store.status().last_usage == 50
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ SELECT substr(occurred_at, 1, 13) || ':00:00', principal_type, principal_id, acc
 FROM UsageLog
 WHERE usage_id IN (SELECT usage_id FROM UsageLog
                    WHERE occurred_at < :before AND +usage_id < :below
-                   ORDER BY occurred_at, usage_id
+                   ORDER BY occurred_at, amount, usage_id
                    LIMIT :limit)
 GROUP BY 1, 2, 3, 4, 5
 ON CONFLICT (hour, principal_type, principal_id, coalesce(account_id, 0), coalesce(service_id, 0))
@@ -104,7 +104,7 @@ DO UPDATE SET amount = amount + excluded.amount, rows = rows + excluded.rows;
 DELETE FROM UsageLog
 WHERE usage_id IN (SELECT usage_id FROM UsageLog
                    WHERE occurred_at < :before AND +usage_id < :below
-                   ORDER BY occurred_at, usage_id
+                   ORDER BY occurred_at, amount, usage_id
                    LIMIT :limit);
 
 -- name: held
