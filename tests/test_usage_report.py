@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keystore import Store
@@ -161,8 +161,14 @@ def _all_reports(store: Store) -> list[list[UsageTotal]]:
     ]
 
 
+def _at(time: str, amount: int) -> Use:
+    return ("session", 1, None, None, amount, None, f"2020-01-01 {time}:00")
+
+
 @settings(max_examples=25, deadline=None)
 @given(_HISTORY)
+# an hour that is added to twice
+@example([_at("10:15", 1), _at("10:45", 2), 48, _at("10:50", 4), _at("11:00", 8), 48])
 def test_no_total_changes_by_any_roll_up(history: list[Use | int]) -> None:
     """Rows, and roll-ups of what is so many hours younger than the first row may be."""
     now = datetime.now(UTC) - datetime(2020, 1, 1, tzinfo=UTC)
