@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 _Q = sql.named("doctor")
 LARGE_WAL_BYTES = 256 << 20
+_SEVERITIES = ("error", "warning", "info")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: ``severity`` is ``error`` or ``warning``."""
+    """One thing: ``severity`` is ``error``, ``warning``, or ``info`` if it is as it should be."""
 
     id: str
     severity: str
@@ -35,7 +36,7 @@ class Finding:
 
 
 def examine(file: StoreFile) -> list[Finding]:
-    """Return everything that is wrong with an open store, errors first.
+    """Return everything that is wrong with an open store, errors first, and what is worth a word.
 
     A probe that cannot be made is a finding, too, and does not keep the others from being made.
     """
@@ -51,6 +52,7 @@ def examine(file: StoreFile) -> list[Finding]:
         _sequences,
         _bookkeeping,
         _credits,
+        _usage,
         contact,
     ]
     found = [*_surroundings(file.path), *_library()]
@@ -61,7 +63,7 @@ def examine(file: StoreFile) -> list[Finding]:
         except (KeystoreError, TypeError, ValueError) as error:
             what = f"{probe.__name__.strip('_')} cannot be examined: {error}"
             found.append(Finding("unreadable", "error", what, "Restore a backup."))
-    return sorted(found, key=lambda finding: (finding.severity, finding.id))
+    return sorted(found, key=lambda finding: (_SEVERITIES.index(finding.severity), finding.id))
 
 
 def _integrity(conn: "sqlite3.Connection") -> Iterator[Finding]:
@@ -228,6 +230,24 @@ def _credits(conn: "sqlite3.Connection") -> Iterator[Finding]:
             f"model {model_id} has more than one price from {begins} on.",
             "A damaged index, or a rebuilt table: restore a backup.",
         )
+
+
+def _usage(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    """Look for usage of what is gone: the trail outlives it, and that is as it should be."""
+    for kind, parents in (("api_key", "APIKeys"), ("oauth_client", "OAuthClients")):
+        gone: set[int] = set()
+        for log in ("UsageLog", "UsageHours", "ReceivedUsage"):
+            statement = _Q["gone_principals"].format(table=log, parents=parents, id=f"{kind}_id")
+            gone.update(number for (number,) in conn.execute(statement, (kind,)))
+        if gone:
+            some = ", ".join(map(str, sorted(gone)[:5]))
+            yield Finding(
+                "usage_of_the_gone",
+                "info",
+                f"usage names {len(gone)} by {kind}_id that {parents} no longer has (ids {some}…).",
+                "Nothing to do: the trail outlives keys and clients. `keystore usage --by "
+                "principal` counts it.",
+            )
 
 
 def _contact(info: StoreInfo) -> Iterator[Finding]:

@@ -193,6 +193,15 @@ class EntryInput(_Input):
     note: Text | None = None
 
 
+class UsageInput(_Input):
+    """Usage to log; the principal is named by its external identity, or its internal id."""
+
+    principal_type: Literal["api_key", "oauth_client", "session"]
+    principal: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Text
+    amount: Units
+    request_id: Text | None = None
+
+
 class ChargeInput(_Input):
     """Tokens to charge for."""
 

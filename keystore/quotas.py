@@ -99,6 +99,11 @@ def spend(conn: "sqlite3.Connection", quota_id: int, period: str, units: int) ->
     return row[0] if row else None
 
 
+def use(conn: "sqlite3.Connection", quota_id: int, units: int) -> None:
+    """Note that units were used without a lease, whose usage is being written."""
+    conn.execute(_Q["use"], (units, quota_id))
+
+
 def give_back(conn: "sqlite3.Connection", found: Left, units: int) -> None:
     """Give back leased units that were not spent, if their period lasts."""
     values = {"quota_id": found.quota_id, "units": units, "period": found.period}

@@ -15,6 +15,7 @@ from keystore.admin.credits import CreditAdmin
 from keystore.admin.keys import KeyAdmin
 from keystore.admin.plans import PlanAdmin
 from keystore.admin.services import ServiceAdmin
+from keystore.admin.usage import UsageAdmin
 from keystore.tables import TRACKED
 
 _Q = sql.named("store")
@@ -49,7 +50,7 @@ class Status:
     targets: list[TargetStatus]
 
 
-class Store(PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin, CreditAdmin):
+class Store(PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin, CreditAdmin, UsageAdmin):
     """An open store. Use it in a ``with`` statement, from one thread at a time.
 
     ``docs/python.md`` shows it at work.

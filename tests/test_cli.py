@@ -162,7 +162,7 @@ def test_the_column_that_names_a_row_is_never_cut_at_a_terminal(
 ) -> None:
     label = "a label that is rather long " * 3
     key = store.issue_key("ada@example.org", label=label, expires_at="2031-02-03").key
-    monkeypatch.setattr("keystore.cli.common._is_terminal", lambda: True)
+    monkeypatch.setattr("keystore.cli.common.is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("key", "list").stdout.splitlines()
     assert lines[1].split()[:3] == [key.api_key, "assigned", "2031-02-03"]
@@ -366,7 +366,7 @@ def test_python_m_keystore_is_the_command() -> None:
 def test_tables_are_plain_in_a_pipe_and_drawn_at_a_terminal(
     db: Path, tty: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keystore.cli.common._is_terminal", lambda: tty)
+    monkeypatch.setattr("keystore.cli.common.is_terminal", lambda: tty)
     output = run("plan", "list").output
     assert "free" in output
     assert output.splitlines()[0].split()[:2] == ["name", "max"]

@@ -347,7 +347,7 @@ def test_the_table_fits_a_terminal_of_80_columns(
         "UPDATE keystore.replicas SET as_of_at = now() - INTERVAL '90 weeks',"
         " as_of_change = 0, last_seen_at = now() - INTERVAL '99 days'",
     )
-    monkeypatch.setattr("keystore.cli.common._is_terminal", lambda: True)
+    monkeypatch.setattr("keystore.cli.common.is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     result = run("fleet", hub_url)
     assert result.exit_code == 0, "a view: stale is no failure"

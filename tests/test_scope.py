@@ -129,7 +129,7 @@ class Scoped:
         """The replica holds the scope's rows, and verifies."""
         self.pull()
         with open_store(self.replica) as file:
-            assert examine(file) == []
+            assert [item for item in examine(file) if item.severity != "info"] == []
             with file.read() as conn:
                 held = {
                     (table.name, row[0])

@@ -198,7 +198,9 @@ def test_usage_is_only_ever_appended(replica: Path, statement: str) -> None:
         with pytest.raises(Exception, match="append-only"):
             file.conn.execute(statement.format(columns=columns))
         record(file, 1)
-        found = file.conn.execute("SELECT usage_id, amount FROM UsageLog").fetchall()
+        found = file.conn.execute(
+            "SELECT usage_id, amount FROM UsageLog ORDER BY usage_id"
+        ).fetchall()
         assert found == [(100, 8), (101, 1)]
 
 

@@ -2,6 +2,7 @@
 
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,9 @@ from keystore import backup as backups
 from keystore import clock, migrate
 from keystore.cli.common import json_option, show, store_options
 from keystore.db import SCHEMA_VERSION, open_store, versions
+
+if TYPE_CHECKING:
+    from keystore.doctor import Finding
 
 
 @click.command("migrate", short_help="Bring a store to this program's schema version.")
@@ -83,16 +87,22 @@ def doctor(db_path: Path, fix: bool) -> None:
     done: list[str] = []
     with open_store(db_path) as file:
         found = examine(file)
-        if fix and found:
+        if fix and any(map(_is_wrong, found)):
             copy = _beside(db_path, "before-fix")
             backups.backup(file, copy)
             done = [f"Backed up to {copy}.", *mend(file)]
             found = examine(file)
     lines = done + [f"{item.severity} {item.id}: {item.what}\n  {item.hint}" for item in found]
     report = {"done": done, "findings": found} if fix else found
-    show(report, "\n".join([*lines, *([] if found else [f"{db_path}: nothing is wrong."])]))
+    if not any(map(_is_wrong, found)):
+        lines.append(f"{db_path}: nothing is wrong.")
+    show(report, "\n".join(lines))
     if any(item.severity == "error" for item in found):
         click.get_current_context().exit(1)
+
+
+def _is_wrong(finding: "Finding") -> bool:
+    return finding.severity != "info"
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -108,6 +108,17 @@ def seconds(text: str) -> int:
         ) from None
 
 
+def moment(text: str) -> datetime:
+    """Read a duration before now, or an ISO 8601 time (UTC if it names no zone)."""
+    try:
+        delta = _duration(text)
+        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) - delta
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither like 2w, 90d, 12h or 30m nor an ISO 8601 time"
+        ) from None
+
+
 def rate(text: str) -> tuple[int, int]:
     """Read a rate as a number of checks and of seconds; ``0`` is (0, 0)."""
     if text == "0":
@@ -226,7 +237,7 @@ def _cell(value: object) -> str:
 
 
 def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    if _is_terminal():
+    if is_terminal():
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
@@ -247,5 +258,6 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         click.echo(line.rstrip())
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Whether somebody looks at the output."""
     return sys.stdout is not None and sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""Usage in signed files: keys, export at a replica, ingest at its origin."""
+"""Usage: reports, and signed files: keys, export at a replica, ingest at its origin."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keystore.cli import metering
 from keystore.cli.common import plural, printable, show, show_table, store_options
 from keystore.db import open_store
 from keystore.errors import UsageFileError
@@ -52,9 +53,23 @@ key_option = click.option(
 )
 
 
-@click.group()
+class _Usage(click.Group):
+    """Reports when no subcommand is named: it is what most want, most of the time."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_report = not args or (args[0].startswith("-") and args[0] not in {"-h", "--help"})
+        return super().parse_args(ctx, ["report", *args] if is_report else args)
+
+
+@click.group(cls=_Usage)
 def usage() -> None:
-    """Usage in signed files, for replicas that no hub serves."""
+    """What was used: totals (without a subcommand), and usage in signed files.
+
+    \b
+    Example:
+      keystore usage                        # the same as: keystore usage report
+      keystore usage --by key --since 7d
+    """
 
 
 @usage.command("key", short_help="At a replica: make its key, and what enrolls it.")
@@ -251,5 +266,8 @@ def gaps(db_path: Path) -> None:
         found = usage_files.gaps(file)
     show(found, _lines([_missing(gap) for gap in found] or ["No gaps."]))
 
+
+for _command in metering.COMMANDS:
+    usage.add_command(_command)
 
 COMMANDS: tuple[click.Command, ...] = (usage,)

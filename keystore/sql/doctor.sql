@@ -1,4 +1,4 @@
--- What `keystore doctor` asks. {table}, {id} are filled from keystore.tables.
+-- What `keystore doctor` asks. {table}, {id} and {parents} are filled with the names of tables and ids.
 
 -- name: integrity
 PRAGMA integrity_check(10);
@@ -98,3 +98,15 @@ UPDATE APIKeyStatusEvents SET old_status = ?, status = ?, reason = ? WHERE event
 
 -- name: log_event
 INSERT INTO ChangeLog (table_name, record_id, operation) VALUES ('APIKeyStatusEvents', ?, 'UPDATE');
+
+-- name: gone_principals
+-- (from one id to the next by the index, not row by row)
+WITH RECURSIVE ids (id) AS (
+    SELECT min(principal_id) FROM {table} WHERE principal_type = ?1
+    UNION ALL
+    SELECT (SELECT min(u.principal_id) FROM {table} AS u
+            WHERE u.principal_type = ?1 AND u.principal_id > ids.id)
+    FROM ids WHERE ids.id IS NOT NULL
+)
+SELECT ids.id FROM ids
+WHERE ids.id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {parents} AS p WHERE p.{id} = ids.id);

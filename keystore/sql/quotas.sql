@@ -34,6 +34,9 @@ UPDATE QuotaUse SET leased = leased + ? WHERE quota_id = ?;
 UPDATE QuotaUse SET spent = spent + :units, leased = max(0, leased - :units)
 WHERE quota_id = :quota_id AND period = :period;
 
+-- name: use
+UPDATE QuotaUse SET spent = spent + ? WHERE quota_id = ?;
+
 -- name: before_period
 SELECT datetime(period, '-1 second') FROM QuotaUse WHERE quota_id = ?;
 

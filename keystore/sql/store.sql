@@ -137,7 +137,8 @@ ORDER BY sync_target_id;
 SELECT coalesce(max(usage_id), 0) FROM UsageLog;
 
 -- name: usage_total
-SELECT CAST(total(amount) AS INTEGER) FROM UsageLog;
+SELECT (SELECT CAST(total(amount) AS INTEGER) FROM UsageLog)
+       + (SELECT CAST(total(amount) AS INTEGER) FROM UsageHours);
 
 -- name: received_total
 SELECT CAST(total(amount) AS INTEGER), count(*) FROM ReceivedUsage;

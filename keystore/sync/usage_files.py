@@ -222,7 +222,8 @@ def _write(file: StoreFile, note: UsageFile, folder: Path, key: Ed25519PrivateKe
     if _digest(lines) != note.digest:
         raise DamagedStoreError(
             f"{file.path}: usage {note.first_usage_id} to {note.last_usage_id} is not what it was.",
-            hint="Somebody changed the UsageLog: restore a backup.",
+            hint="`keystore usage compact` has summed it, or somebody changed the UsageLog: then "
+            "restore a backup.",
         )
     path = folder / note.name
     place(path, envelope.seal(key, envelope.USAGE_TYPE, envelope.pack(lines)))

@@ -133,9 +133,11 @@ CREATE TABLE UsageLog (
     -- take the rows of both, and each row once.
     nonce INTEGER NOT NULL DEFAULT (random()) CHECK (typeof(nonce) = 'integer')
 );
-CREATE INDEX idx_usagelog_principal ON UsageLog (principal_type, principal_id, occurred_at);
-CREATE INDEX idx_usagelog_account ON UsageLog (account_id, occurred_at);
-CREATE INDEX idx_usagelog_occurred_at ON UsageLog (occurred_at);
+-- (with the amount, so that a report reads an index and no rows)
+CREATE INDEX idx_usagelog_principal ON UsageLog (principal_type, principal_id, occurred_at, amount);
+CREATE INDEX idx_usagelog_account ON UsageLog (account_id, occurred_at, amount);
+CREATE INDEX idx_usagelog_service ON UsageLog (service_id, occurred_at, amount);
+CREATE INDEX idx_usagelog_occurred_at ON UsageLog (occurred_at, amount);
 CREATE INDEX idx_usagelog_request ON UsageLog (request_id) WHERE request_id IS NOT NULL;
 
 INSERT INTO UsageLog (usage_id, principal_type, principal_id, account_id, amount, request_id, occurred_at, nonce)
@@ -155,11 +157,14 @@ CREATE TABLE UsageHours (
     principal_id INTEGER NOT NULL,
     account_id INTEGER,
     service_id INTEGER,
-    amount INTEGER NOT NULL,
-    rows INTEGER NOT NULL
+    amount INTEGER NOT NULL CHECK (typeof(amount) = 'integer'),
+    rows INTEGER NOT NULL CHECK (typeof(rows) = 'integer')
 );
 CREATE UNIQUE INDEX idx_usagehours_identity ON UsageHours
     (hour, principal_type, principal_id, coalesce(account_id, 0), coalesce(service_id, 0));
+CREATE INDEX idx_usagehours_principal ON UsageHours (principal_type, principal_id, hour, amount, rows);
+CREATE INDEX idx_usagehours_account ON UsageHours (account_id, hour, amount, rows);
+CREATE INDEX idx_usagehours_service ON UsageHours (service_id, hour, amount, rows);
 
 -- What of each quota was used here, and is not in remaining_quota yet: spent is in the UsageLog, leased is
 -- what processes have taken to spend. What a process that died had leased stays leased until the quota
@@ -273,6 +278,12 @@ CREATE TABLE ReceivedUsage (
     received_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
     PRIMARY KEY (store_id, usage_id, nonce)
 ) WITHOUT ROWID;
+CREATE INDEX idx_receivedusage_principal
+    ON ReceivedUsage (principal_type, principal_id, occurred_at, amount);
+CREATE INDEX idx_receivedusage_account ON ReceivedUsage (account_id, occurred_at, amount);
+CREATE INDEX idx_receivedusage_service ON ReceivedUsage (service_id, occurred_at, amount);
+CREATE INDEX idx_receivedusage_occurred_at ON ReceivedUsage (occurred_at, amount);
+CREATE INDEX idx_receivedusage_request ON ReceivedUsage (request_id) WHERE request_id IS NOT NULL;
 
 INSERT INTO ReceivedUsage (store_id, usage_id, nonce, principal_type, principal_id, account_id, amount,
                            request_id, occurred_at, received_at)
