@@ -109,7 +109,7 @@ class TokenCache:
             for quota_id in found.values():
                 before = self._quota_keys.get(quota_id)
                 if before is not None:
-                    self._forget(before)  # as in entry(): the quota has moved
+                    self._forget(before)  # as in read(): the quota has moved
                 self._quota_keys[quota_id] = api_key_id
             self._services[api_key_id] = found
         return found
