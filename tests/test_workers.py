@@ -1,6 +1,7 @@
 """Several workers on one port: rates hold across them, a dead one comes back, none outlives all."""
 
 import errno
+import json
 import mmap
 import os
 import random
@@ -191,7 +192,9 @@ def test_workers_that_die_at_once_are_given_up_with_one_line(store: Store) -> No
     assert all(line.endswith("starting it again.") for line in lines if line != last)
 
 
-def test_what_keeps_a_worker_from_serving_is_one_line(store: Store, tmp_path: Path) -> None:
+def test_what_keeps_a_worker_from_serving_is_one_line_with_its_code(
+    store: Store, tmp_path: Path
+) -> None:
     program = (
         "import keystore.http.workers as workers\n"
         "from keystore.cli import main\n"
@@ -201,7 +204,8 @@ def test_what_keeps_a_worker_from_serving_is_one_line(store: Store, tmp_path: Pa
     )
     with pytest.raises(AssertionError, match="No such file") as caught:
         Server(store.file.path, "--workers", 2, program=program)
-    assert str(caught.value).count("\n") == 1
+    (line,) = str(caught.value).splitlines()
+    assert json.loads(line)["error"]["code"] == "store_not_found"
 
 
 # -- the table of rates ------------------------------------------------------------------------

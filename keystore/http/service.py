@@ -69,10 +69,13 @@ class Service:
             connection.abort()
 
     def report(self, error: BaseException | None) -> None:
-        """Say on standard error what went wrong, and where; never with what a client has sent."""
+        """Say on standard error what went wrong, and where; never with what a client has sent.
+
+        It may have been a request, which is answered with 503, or anything else in the loop.
+        """
         self.counts.refused("error")
         trace = error.__traceback__ if error is not None else None
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         where = f" in {trace.tb_frame.f_code.co_qualname}" if trace is not None else ""
-        voice.tell(f"keystore: {type(error).__name__}{where}; the request was answered with 503.")
+        voice.tell(f"keystore: {type(error).__name__}{where}; the server goes on.")

@@ -174,7 +174,9 @@ class _Supervisor:
             worker.is_ready = True
         elif not self._has_told:
             error = said["error"]
-            raise KeystoreError(error["message"], hint=error["hint"])
+            # Its class is not here, its code is: that is what scripts match on.
+            kind = type("WorkerError", (KeystoreError,), {"code": error["code"]})
+            raise kind(error["message"], hint=error["hint"])
         else:
             voice.tell(f"keystore: worker {worker.task.number}: {said['error']['message']}")
 
