@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from keystore import Decision, Reason
 from keystore.edge.decision import Freshness, Limit, Rate, RateLimit
 from keystore.http import answers
-from keystore.http.check import Request, Response, Settings, respond, token_of
+from keystore.http.answers import Response
+from keystore.http.check import Request, Settings, respond, token_of
 
 IDENTITY = ("X-Auth-Key", "X-Auth-Account", "X-Auth-Plan", "X-Auth-Service")
 ALWAYS = (

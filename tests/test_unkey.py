@@ -17,7 +17,8 @@ from unkey.py.utils import BackoffStrategy, RetryConfig
 
 from keystore import Decision, Reason, Store
 from keystore.edge.decision import Rate, RateLimit
-from keystore.http.check import Checker, Request, Response, respond, wants_body
+from keystore.http.answers import Response
+from keystore.http.check import Checker, Request, respond, wants_body
 from tests.serving import Server
 
 PATH = "/v2/keys.verifyKey"
