@@ -21,7 +21,7 @@ from keystore.http.check import Settings
 from keystore.http.connection import Connection
 from keystore.http.counts import CACHED, PENDING, SLOW_CHECKS, Counts
 from keystore.http.health import Health
-from keystore.http.service import Service
+from keystore.http.service import MOST_CONNECTIONS, Service
 
 FLUSH_SECONDS = 1.0
 """How often at least usage is looked at."""
@@ -31,7 +31,6 @@ GRACE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COLLECT_AFTER = 20_000
 """New objects between two collections; the requests themselves make no cycles."""
-_MOST_CONNECTIONS = 10_000
 _OTHER_FILES = 64
 """Descriptors that are kept for other things than connections."""
 
@@ -42,8 +41,8 @@ def run(
     place: sockets.Place,
     *,
     on_ready: Callable[[str], None],
-    settings: Settings | None = None,
-    flush_seconds: float = FLUSH_SECONDS,
+    settings: Settings,
+    flush_seconds: float,
 ) -> None:
     """Serve in this process until SIGINT or SIGTERM; the validator's store is at ``path``.
 
@@ -61,7 +60,7 @@ def run(
                 sock,
                 validator,
                 path,
-                settings or Settings(),
+                settings,
                 Counts(),
                 on_ready=lambda: on_ready(place.url(sock)),
                 flush_seconds=flush_seconds,
@@ -198,8 +197,8 @@ def _most_connections() -> int:
     try:
         import resource
     except ImportError:  # Windows, where descriptors are no such bound
-        return _MOST_CONNECTIONS
+        return MOST_CONNECTIONS
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return max(1, min(_MOST_CONNECTIONS, limit - 2 * _OTHER_FILES))
+        return MOST_CONNECTIONS
+    return max(1, min(MOST_CONNECTIONS, limit - 2 * _OTHER_FILES))

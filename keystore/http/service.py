@@ -18,6 +18,8 @@ IDLE_SECONDS = 75.0
 """How long a connection may wait for its next request, or for the next piece of a body."""
 LINGER_SECONDS = 2.0
 """How long a client may take to close, after it was told that the answer is the last."""
+MOST_CONNECTIONS = 10_000
+"""At once in one process, if the system lets it have as many."""
 SPARE_CONNECTIONS = 64
 """Past the cap, so many at once are told so; any further ones are cut without a word."""
 
@@ -39,7 +41,7 @@ class Service:
         settings: Settings,
         counts: Counts,
         pages: Mapping[str, Callable[[], Response]] | None = None,
-        most: int = 10_000,
+        most: int = MOST_CONNECTIONS,
     ) -> None:
         self.checker: Checker = CountedChecker(checker, counts)
         self.settings, self.counts, self.pages, self.most = settings, counts, pages or {}, most
