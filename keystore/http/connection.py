@@ -31,7 +31,6 @@ _KEPT = {
     name.encode(): name
     for name in (
         "authorization",
-        "content-type",
         "expect",
         "x-api-key",
         "x-forwarded-for",
