@@ -599,6 +599,31 @@ def test_a_wal_index_that_cannot_be_opened_is_not_relied_on(
     revoked_elsewhere_is_seen(store.file.path, token, is_mapped=True)
 
 
+def test_two_who_map_one_wal_index_at_once_leave_sqlites_locks_on_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(f"{store.file.path}-shm")
+    really = os.open
+    monkeypatch.setattr(commits, "_mapped", {})
+
+    def late(*arguments: Any) -> int:
+        monkeypatch.setattr(os, "open", really)
+        assert commits._map(str(path)) is not None  # another thread is faster
+        return really(*arguments)
+
+    monkeypatch.setattr(os, "open", late)
+    with Validator(store.file.path):
+        # Byte 128 is locked by whoever has the database open.
+        program = (
+            "import fcntl, sys;"
+            "fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)"
+        )
+        denied = subprocess.run(
+            [sys.executable, "-c", program, str(path)], check=False, capture_output=True
+        )
+    assert b"BlockingIOError" in denied.stderr
+
+
 @pytest.mark.parametrize("is_mapped", [True, False], ids=["WAL-index", "data_version"])
 def test_a_transaction_of_this_process_counts_when_it_commits_and_not_before(
     store: Store, monkeypatch: pytest.MonkeyPatch, is_mapped: bool

@@ -29,6 +29,8 @@ _mapped: dict[tuple[int, int], mmap.mmap] = {}
 """Mappings by device and inode, never given back. SQLite's locks on a ``-shm`` file are POSIX
 locks, and those are lost when *any* descriptor of the file is closed in the process: a connection
 of somebody else here could then be overtaken in the middle of a write."""
+_kept: list[mmap.mmap] = []
+"""All of them: two threads may map one file at once, and only one's stands above."""
 
 
 class Commits:
@@ -82,9 +84,8 @@ def _map(path: str) -> mmap.mmap | None:
             return _mapped[found.st_dev, found.st_ino]
         descriptor = os.open(path, os.O_RDONLY)
         opened = os.fstat(descriptor)
-        return _mapped.setdefault(
-            (opened.st_dev, opened.st_ino),
-            mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ),
-        )
+        made = mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ)
+        _kept.append(made)
+        return _mapped.setdefault((opened.st_dev, opened.st_ino), made)
     except (OSError, ValueError):
         return None
