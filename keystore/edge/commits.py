@@ -9,6 +9,7 @@ everywhere, and 2 µs.
 
 import mmap
 import os
+from collections import deque
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
@@ -26,11 +27,12 @@ the database has; what is new when the WAL begins anew."""
 _Q = sql.named("edge")
 
 _mapped: dict[tuple[int, int], mmap.mmap] = {}
-"""Mappings by device and inode, never given back. SQLite's locks on a ``-shm`` file are POSIX
-locks, and those are lost when *any* descriptor of the file is closed in the process: a connection
-of somebody else here could then be overtaken in the middle of a write."""
-_kept: list[mmap.mmap] = []
-"""All of them: two threads may map one file at once, and only one's stands above."""
+"""Mappings by device and inode, kept for as long as the file has a name. SQLite's locks on a
+``-shm`` file are POSIX locks, and those are lost when *any* descriptor of the file is closed in the
+process: a connection of somebody else here could then be overtaken in the middle of a write."""
+_kept: deque[tuple[int, mmap.mmap]] = deque()
+"""All of them, with their descriptors: two threads may map one file at once, and only one's stands
+above."""
 
 
 class Commits:
@@ -82,10 +84,29 @@ def _map(path: str) -> mmap.mmap | None:
         found = os.stat(path)  # noqa: PTH116 - a Path is no use here
         if (found.st_dev, found.st_ino) in _mapped:
             return _mapped[found.st_dev, found.st_ino]
+        _let_go()
         descriptor = os.open(path, os.O_RDONLY)
         opened = os.fstat(descriptor)
         made = mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ)
-        _kept.append(made)
+        _kept.append((descriptor, made))
         return _mapped.setdefault((opened.st_dev, opened.st_ino), made)
     except (OSError, ValueError):
         return None
+
+
+def _let_go() -> None:
+    """Give back the mappings of files that are gone, with a store that another one has replaced.
+
+    Nobody opens such a file any more. Each is taken out first, so that no other thread closes it.
+    """
+    for _ in range(len(_kept)):
+        try:
+            descriptor, mapping = _kept.popleft()
+        except IndexError:
+            return
+        found = os.fstat(descriptor)
+        if found.st_nlink:
+            _kept.append((descriptor, mapping))
+        else:
+            _mapped.pop((found.st_dev, found.st_ino), None)
+            os.close(descriptor)
