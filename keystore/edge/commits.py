@@ -10,6 +10,7 @@ everywhere, and 2 µs.
 import mmap
 import os
 from collections import deque
+from contextlib import suppress
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
@@ -30,7 +31,7 @@ _mapped: dict[tuple[int, int], mmap.mmap] = {}
 """Mappings by device and inode, kept for as long as the file has a name. SQLite's locks on a
 ``-shm`` file are POSIX locks, and those are lost when *any* descriptor of the file is closed in the
 process: a connection of somebody else here could then be overtaken in the middle of a write."""
-_kept: deque[tuple[int, mmap.mmap]] = deque()
+_kept: deque[tuple[tuple[int, int], int, mmap.mmap]] = deque()
 """All of them, with their descriptors: two threads may map one file at once, and only one's stands
 above."""
 
@@ -88,8 +89,9 @@ def _map(path: str) -> mmap.mmap | None:
         descriptor = os.open(path, os.O_RDONLY)
         opened = os.fstat(descriptor)
         made = mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ)
-        _kept.append((descriptor, made))
-        return _mapped.setdefault((opened.st_dev, opened.st_ino), made)
+        identity = opened.st_dev, opened.st_ino
+        _kept.append((identity, descriptor, made))
+        return _mapped.setdefault(identity, made)
     except (OSError, ValueError):
         return None
 
@@ -101,12 +103,13 @@ def _let_go() -> None:
     """
     for _ in range(len(_kept)):
         try:
-            descriptor, mapping = _kept.popleft()
+            identity, descriptor, mapping = _kept.popleft()
         except IndexError:
             return
-        found = os.fstat(descriptor)
-        if found.st_nlink:
-            _kept.append((descriptor, mapping))
-        else:
-            _mapped.pop((found.st_dev, found.st_ino), None)
-            os.close(descriptor)
+        with suppress(OSError):  # a daemon may have closed all that it had, and have others now
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) == identity and not found.st_nlink:
+                _mapped.pop(identity, None)
+                os.close(descriptor)
+                continue
+        _kept.append((identity, descriptor, mapping))
