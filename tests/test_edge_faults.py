@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from keystore import Reason, Store, Validator, backup
-from keystore.db import connect, open_store
+from keystore.db import connect, open_store, remove_files
 from keystore.edge import slow
 from keystore.errors import DiskFullError, StoreBusyError
 from tests.test_failures_disk import SmallDisk, disk
@@ -264,3 +264,20 @@ def test_checks_go_on_in_threads_while_the_file_is_replaced_again_and_again(
             thread.join()
         assert not wrong, wrong
         assert asked.right(validator)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc")
+def test_a_file_that_is_replaced_again_and_again_leaves_no_descriptors(
+    store: Store, asked: Asked, tmp_path: Path
+) -> None:
+    path, copy = store.file.path, tmp_path / "copy.db"
+    backup.backup(store.file, copy)
+    store.close()
+    with Validator(path) as validator:
+        assert asked.right(validator)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(10):
+            remove_files(path)
+            backup.restore(copy, path)
+            assert asked.right(validator)
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2

@@ -1,8 +1,6 @@
 """The hot path: what a check costs, what it may remember, and what it must not get wrong by it."""
 
 import asyncio
-import gc
-import mmap
 import os
 import subprocess
 import sys
@@ -601,33 +599,29 @@ def test_a_wal_index_that_cannot_be_opened_is_not_relied_on(
     revoked_elsewhere_is_seen(store.file.path, token, is_mapped=True)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc tells of descriptors")
-def test_two_threads_that_map_a_wal_index_at_once_close_no_descriptor_of_it(
+def test_two_who_map_one_wal_index_at_once_leave_sqlites_locks_on_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Closing one would drop SQLite's locks on the file, whoever of the process holds them."""
-    index, really = f"{store.file.path}-shm", mmap.mmap
-    store.file.info()  # so that there is one
-    most = 0
+    path = Path(f"{store.file.path}-shm")
+    really = os.open
+    monkeypatch.setattr(commits, "_mapped", {})
 
-    def opened() -> int:
-        links = Path("/proc/self/fd").iterdir()
-        return sum(os.path.realpath(link) == os.path.realpath(index) for link in links)
+    def late(*arguments: Any) -> int:
+        monkeypatch.setattr(os, "open", really)
+        assert commits._map(str(path)) is not None  # another thread is faster
+        return really(*arguments)
 
-    def map_after_the_other_thread(*arguments: Any, **others: Any) -> mmap.mmap:
-        nonlocal most
-        monkeypatch.setattr(mmap, "mmap", really)
-        commits._map(index)
-        made = really(*arguments, **others)
-        most = opened()
-        return made
-
-    mapped: dict[tuple[int, int], mmap.mmap] = {}
-    monkeypatch.setattr(commits, "_mapped", mapped)
-    monkeypatch.setattr(mmap, "mmap", map_after_the_other_thread)
-    assert commits._map(index) is next(iter(mapped.values()))
-    gc.collect()
-    assert opened() == most
+    monkeypatch.setattr(os, "open", late)
+    with Validator(store.file.path):
+        # Byte 128 is locked by whoever has the database open.
+        program = (
+            "import fcntl, sys;"
+            "fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)"
+        )
+        denied = subprocess.run(
+            [sys.executable, "-c", program, str(path)], check=False, capture_output=True
+        )
+    assert b"BlockingIOError" in denied.stderr
 
 
 @pytest.mark.parametrize("is_mapped", [True, False], ids=["WAL-index", "data_version"])

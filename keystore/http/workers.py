@@ -114,6 +114,11 @@ class _Worker:
             with suppress(BrokenPipeError):  # it is dead already, which its output says
                 self.process.stdin.write(task.sent())
 
+    def heard(self) -> list[dict[str, Any]]:
+        """Return what it has said in whole lines since the last time."""
+        *lines, self.said = self.said.split(b"\n")
+        return [json.loads(line) for line in lines]
+
     def close(self) -> int:
         """Close the pipes of a process that has ended; return its exit code."""
         process, self.process = self.process, None
@@ -143,8 +148,12 @@ class _Supervisor:
                         self._has_told = True
                         on_ready()
             finally:
-                self._end()
+                errors = self._end()
                 self._selector.close()
+        if errors:
+            # Usage that could not be written, above all.
+            said = "; ".join(f"worker {number}: {error['message']}" for number, error in errors)
+            raise KeystoreError(said, hint=errors[0][1]["hint"])
 
     def _start_due(self) -> None:
         for worker in self._workers:
@@ -163,11 +172,11 @@ class _Supervisor:
             if worker is None:
                 continue  # the signal's handler has run
             worker.said += said
+            for one in worker.heard():
+                self._hear(worker, one)
             if not said:
                 self._selector.unregister(key.fileobj)
                 self._bury(worker)
-            elif worker.said.endswith(b"\n"):
-                self._hear(worker, json.loads(worker.said))
 
     def _hear(self, worker: _Worker, said: dict[str, Any]) -> None:
         if "ready" in said:
@@ -200,8 +209,11 @@ class _Supervisor:
         self._counts.restarted(number)
         voice.tell(f"keystore: worker {number} ended with code {code}; starting it again.")
 
-    def _end(self) -> None:
-        """End all workers: each finishes what it has begun, and flushes its usage."""
+    def _end(self) -> list[tuple[int, dict[str, Any]]]:
+        """End all workers: each finishes what it has begun, and flushes its usage.
+
+        Returns what kept some of them from it, with their numbers.
+        """
         self._is_ending = True
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
@@ -213,8 +225,14 @@ class _Supervisor:
             except subprocess.TimeoutExpired:
                 voice.tell(f"keystore: process {process.pid} does not end; killing it.")
                 process.kill()
+        errors = []
         for worker in self._workers:
+            if worker.process is not None and worker.process.stdout is not None:
+                worker.said += worker.process.stdout.read()
+            said = (one.get("error") for one in worker.heard())
+            errors += [(worker.task.number, error) for error in said if error]
             worker.close()
+        return errors
 
     @contextmanager
     def _signals(self) -> Iterator[int]:
