@@ -114,6 +114,21 @@ class _Worker:
             with suppress(BrokenPipeError):  # it is dead already, which its output says
                 self.process.stdin.write(task.sent())
 
+    def heard(self) -> list[KeystoreError]:
+        """Take in what it has said; return its errors. The last one is why its usage is lost."""
+        lines, self.said = self.said.splitlines(), b""
+        told: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.is_ready = self.is_ready or any("ready" in one for one in told)
+        errors = [one["error"] for one in told if "error" in one]
+        return [KeystoreError(error["message"], hint=error["hint"]) for error in errors]
+
+    def last_words(self) -> list[KeystoreError]:
+        """Return the errors that it had left to say when it ended."""
+        if self.process is not None and self.process.stdout is not None:
+            self.said += self.process.stdout.read()
+        self.said = self.said[: self.said.rfind(b"\n") + 1]  # it may have been killed in a word
+        return self.heard()
+
     def close(self) -> int:
         """Close the pipes of a process that has ended; return its exit code."""
         process, self.process = self.process, None
@@ -143,8 +158,12 @@ class _Supervisor:
                         self._has_told = True
                         on_ready()
             finally:
-                self._end()
+                errors = self._end()
                 self._selector.close()
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(str(other))
+            raise errors[0]
 
     def _start_due(self) -> None:
         for worker in self._workers:
@@ -167,16 +186,13 @@ class _Supervisor:
                 self._selector.unregister(key.fileobj)
                 self._bury(worker)
             elif worker.said.endswith(b"\n"):
-                self._hear(worker, json.loads(worker.said))
+                self._hear(worker)
 
-    def _hear(self, worker: _Worker, said: dict[str, Any]) -> None:
-        if "ready" in said:
-            worker.is_ready = True
-        elif not self._has_told:
-            error = said["error"]
-            raise KeystoreError(error["message"], hint=error["hint"])
-        else:
-            voice.tell(f"keystore: worker {worker.task.number}: {said['error']['message']}")
+    def _hear(self, worker: _Worker) -> None:
+        for error in worker.heard():
+            if not self._has_told:
+                raise error
+            voice.tell(f"keystore: worker {worker.task.number}: {error}")
 
     def _bury(self, worker: _Worker) -> None:
         """Plan the start of a worker that has died."""
@@ -196,10 +212,14 @@ class _Supervisor:
         delay = min(most, first * 2 ** min(worker.deaths - 1, 10))
         worker.start_at, worker.is_ready = time.monotonic() + delay, False
         self._counts.restarted(number)
-        voice.tell(f"keystore: worker {number} ended with code {code}; starting it again.")
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        voice.tell(f"keystore: worker {number} {end}; starting it again.")
 
-    def _end(self) -> None:
-        """End all workers: each finishes what it has begun, and flushes its usage."""
+    def _end(self) -> list[KeystoreError]:
+        """End all workers: each finishes what it has begun, and flushes its usage.
+
+        Returns the errors of those that could not.
+        """
         self._is_ending = True
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
@@ -211,8 +231,10 @@ class _Supervisor:
             except subprocess.TimeoutExpired:
                 voice.tell(f"keystore: process {process.pid} does not end; killing it.")
                 process.kill()
+        errors = [error for worker in self._workers for error in worker.last_words()]
         for worker in self._workers:
             worker.close()
+        return errors
 
     @contextmanager
     def _signals(self) -> Iterator[int]:
