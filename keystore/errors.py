@@ -25,6 +25,11 @@ class KeystoreError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
+def in_words(error: Exception) -> str:
+    """Say what an error is about. Of those that are not ours nobody knows what is in them."""
+    return str(error) if isinstance(error, KeystoreError) else f"{type(error).__name__}."
+
+
 # -- the file ----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import time
 from math import inf
 
 from keystore.edge import Validator
-from keystore.errors import KeystoreError, StoreBusyError
+from keystore.errors import StoreBusyError, in_words
 from keystore.http import voice
 
 REPEAT_SECONDS = 60.0
@@ -25,9 +25,9 @@ class Troubles:
 
     def look(self) -> None:
         """Say why a check since the last look could not be answered, if one could not."""
-        error, self._validator.trouble = self._validator.trouble, None
-        if error is not None:
-            self._tell(error, "Checks get 503.", of_usage=False)
+        why, self._validator.trouble = self._validator.trouble, ""
+        if why:
+            self._tell(f"{why} Checks get 503.", of_usage=False)
 
     def flush_if_due(self) -> None:
         """Write usage if it is time; say if it cannot be written, and if it can be again."""
@@ -39,7 +39,7 @@ class Troubles:
             if self._failures > 1 or not isinstance(error, StoreBusyError):
                 waiting = self._validator.pending
                 what = f"The usage of {waiting} check{'s'[: waiting != 1]} waits."
-                self._tell(error, what, of_usage=True)
+                self._tell(f"{in_words(error)} {what}", of_usage=True)
                 self._has_told = True
             return
         if flushed:
@@ -47,11 +47,9 @@ class Troubles:
                 voice.tell("keystore: usage is written again.")
             self._failures, self._has_told, self._again_at[True] = 0, False, -inf
 
-    def _tell(self, error: Exception, what: str, *, of_usage: bool) -> None:
+    def _tell(self, text: str, *, of_usage: bool) -> None:
         now = time.monotonic()
         if now >= self._again_at[of_usage]:
             self._again_at[of_usage] = now + REPEAT_SECONDS
-            # Of other errors nobody knows what is in them.
-            why = str(error) if isinstance(error, KeystoreError) else f"{type(error).__name__}."
-            said = "".join(sign if sign.isprintable() else "?" for sign in f"{why} {what}")
+            said = "".join(sign if sign.isprintable() else "?" for sign in text)
             voice.tell(f"keystore: {said}")
