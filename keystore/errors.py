@@ -63,6 +63,12 @@ class StoreBusyError(KeystoreError):
     code = "store_busy"
 
 
+class ListenError(KeystoreError):
+    """The address or the socket is taken, or may not be used."""
+
+    code = "cannot_listen"
+
+
 class ForkedError(KeystoreError):
     """The file was open when this process was forked; SQLite does not survive that."""
 

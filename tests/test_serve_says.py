@@ -1,5 +1,6 @@
 """`keystore serve` says what goes wrong while it serves, and fails if usage was lost at its end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from keystore import Store
 from keystore.db import SCHEMA_VERSION
 from tests.serving import Server
-from tests.test_server import Start, start, token
+from tests.test_server import Start, refused, start, token
 from tests.test_workers import has_restarted, until
 
 __all__ = ["start", "token"]
@@ -106,3 +107,10 @@ main()
             f"keystore: the server needs the extra 'server' ({name} is not installed). "
             "pip install 'keystore[server]'\n"
         )
+
+
+def test_a_place_that_cannot_be_had_has_a_code_of_its_own(store: Store, start: Start) -> None:
+    taken, folder = start().port, store.file.path.parent
+    for place in (("--port", taken), ("--port", taken, "--workers", 2), ("--unix", folder)):
+        code, errors = refused("--db", store.file.path, "--json", *place)
+        assert (code, json.loads(errors)["error"]["code"]) == (1, "cannot_listen")
