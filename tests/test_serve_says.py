@@ -77,6 +77,21 @@ def test_a_worker_that_is_ended_alone_and_loses_usage_ends_nobody_else(
     assert errors.count("The usage of 1 check is lost.") == 1
 
 
+def test_a_worker_that_has_to_be_killed_at_the_end_is_said_and_an_error(start: Start) -> None:
+    program = """
+from keystore.cli import main
+from keystore.http import workers
+workers.END_SECONDS = 1.0
+main()
+"""
+    server = start("--workers", 2, program=program)
+    worker = server.children()[0]
+    os.kill(worker, signal.SIGSTOP)
+    code, errors = server.stop()
+    assert code == 1
+    assert f"did not end were killed: {worker}." in errors
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_why_checks_get_503_is_said(store: Store, start: Start, token: str, workers: int) -> None:
     server = start("--workers", workers)

@@ -225,15 +225,23 @@ class _Supervisor:
         for process in processes:
             process.terminate()
         deadline = time.monotonic() + END_SECONDS
+        killed = []
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                voice.tell(f"keystore: process {process.pid} does not end; killing it.")
                 process.kill()
+                killed.append(str(process.pid))
         errors = [error for worker in self._workers for error in worker.last_words()]
         for worker in self._workers:
             worker.close()
+        if killed:
+            errors.append(
+                KeystoreError(
+                    f"worker processes that did not end were killed: {', '.join(killed)}.",
+                    hint="Usage that they had not written is lost.",
+                )
+            )
         return errors
 
     @contextmanager
