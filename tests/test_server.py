@@ -137,6 +137,12 @@ def test_with_public_any_address_of_the_machine_will_do(store: Store) -> None:
         ("--workers", "0"),
         ("--max-pending", "0"),
         ("--flush-seconds", "0"),
+        ("--flush-seconds", "nan"),
+        ("--query-token", ""),
+        ("--query-token", "a&b"),
+        ("--unix", ""),
+        ("--unix-mode", "600"),
+        ("--trust-proxy", "10.0.0.1/8"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(store: Store, options: tuple[str]) -> None:

@@ -114,10 +114,20 @@ class _Worker:
             with suppress(BrokenPipeError):  # it is dead already, which its output says
                 self.process.stdin.write(task.sent())
 
-    def heard(self) -> list[dict[str, Any]]:
-        """Return what it has said in whole lines since the last time."""
-        *lines, self.said = self.said.split(b"\n")
-        return [json.loads(line) for line in lines]
+    def heard(self) -> list[KeystoreError]:
+        """Take in what it has said; return its errors. The last one is why its usage is lost."""
+        lines, self.said = self.said.splitlines(), b""
+        told: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.is_ready = self.is_ready or any("ready" in one for one in told)
+        errors = [one["error"] for one in told if "error" in one]
+        return [_error(said) for said in errors]
+
+    def last_words(self) -> list[KeystoreError]:
+        """Return the errors that it had left to say when it ended."""
+        if self.process is not None and self.process.stdout is not None:
+            self.said += self.process.stdout.read()
+        self.said = self.said[: self.said.rfind(b"\n") + 1]  # it may have been killed in a word
+        return self.heard()
 
     def close(self) -> int:
         """Close the pipes of a process that has ended; return its exit code."""
@@ -128,6 +138,12 @@ class _Worker:
             if pipe is not None:
                 pipe.close()
         return process.wait()
+
+
+def _error(said: dict[str, Any]) -> KeystoreError:
+    # Its class is not here, its code is: that is what scripts match on.
+    kind = type("WorkerError", (KeystoreError,), {"code": said["code"]})
+    return kind(said["message"], hint=said["hint"])
 
 
 class _Supervisor:
@@ -151,9 +167,9 @@ class _Supervisor:
                 errors = self._end()
                 self._selector.close()
         if errors:
-            # Usage that could not be written, above all.
-            said = "; ".join(f"worker {number}: {error['message']}" for number, error in errors)
-            raise KeystoreError(said, hint=errors[0][1]["hint"])
+            for other in errors[1:]:
+                errors[0].add_note(str(other))
+            raise errors[0]
 
     def _start_due(self) -> None:
         for worker in self._workers:
@@ -177,17 +193,14 @@ class _Supervisor:
             if not said:
                 self._selector.unregister(key.fileobj)
                 self._bury(worker)
+            elif worker.said.endswith(b"\n"):
+                self._hear(worker)
 
-    def _hear(self, worker: _Worker, said: dict[str, Any]) -> None:
-        if "ready" in said:
-            worker.is_ready = True
-        elif not self._has_told:
-            error = said["error"]
-            # Its class is not here, its code is: that is what scripts match on.
-            kind = type("WorkerError", (KeystoreError,), {"code": error["code"]})
-            raise kind(error["message"], hint=error["hint"])
-        else:
-            voice.tell(f"keystore: worker {worker.task.number}: {said['error']['message']}")
+    def _hear(self, worker: _Worker) -> None:
+        for error in worker.heard():
+            if not self._has_told:
+                raise error
+            voice.tell(f"keystore: worker {worker.task.number}: {error}")
 
     def _bury(self, worker: _Worker) -> None:
         """Plan the start of a worker that has died."""
@@ -207,31 +220,36 @@ class _Supervisor:
         delay = min(most, first * 2 ** min(worker.deaths - 1, 10))
         worker.start_at, worker.is_ready = time.monotonic() + delay, False
         self._counts.restarted(number)
-        voice.tell(f"keystore: worker {number} ended with code {code}; starting it again.")
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        voice.tell(f"keystore: worker {number} {end}; starting it again.")
 
-    def _end(self) -> list[tuple[int, dict[str, Any]]]:
+    def _end(self) -> list[KeystoreError]:
         """End all workers: each finishes what it has begun, and flushes its usage.
 
-        Returns what kept some of them from it, with their numbers.
+        Returns the errors of those that could not.
         """
         self._is_ending = True
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
             process.terminate()
         deadline = time.monotonic() + END_SECONDS
+        killed = []
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                voice.tell(f"keystore: process {process.pid} does not end; killing it.")
                 process.kill()
-        errors = []
+                killed.append(str(process.pid))
+        errors = [error for worker in self._workers for error in worker.last_words()]
         for worker in self._workers:
-            if worker.process is not None and worker.process.stdout is not None:
-                worker.said += worker.process.stdout.read()
-            said = (one.get("error") for one in worker.heard())
-            errors += [(worker.task.number, error) for error in said if error]
             worker.close()
+        if killed:
+            errors.append(
+                KeystoreError(
+                    f"worker processes that did not end were killed: {', '.join(killed)}.",
+                    hint="Usage that they had not written is lost.",
+                )
+            )
         return errors
 
     @contextmanager
