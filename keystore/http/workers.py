@@ -142,7 +142,7 @@ class _Worker:
 
 def _error(said: dict[str, Any]) -> KeystoreError:
     # Its class is not here, its code is: that is what scripts match on.
-    kind = type("WorkerError", (KeystoreError,), {"code": said["code"]})
+    kind: type[KeystoreError] = type("WorkerError", (KeystoreError,), {"code": said["code"]})
     return kind(said["message"], hint=said["hint"])
 
 
@@ -188,8 +188,6 @@ class _Supervisor:
             if worker is None:
                 continue  # the signal's handler has run
             worker.said += said
-            for one in worker.heard():
-                self._hear(worker, one)
             if not said:
                 self._selector.unregister(key.fileobj)
                 self._bury(worker)
