@@ -48,7 +48,7 @@ http {{
         location = /auth {{
             internal;
             proxy_pass http://sidecar/check;
-            # nginx does not read the body of such an answer, and would close the connection for it.
+            # nginx reads no body of an answer, and closes the connection after one that has some.
             proxy_method HEAD;
             proxy_http_version 1.1;
             proxy_set_header Connection "";

@@ -58,8 +58,11 @@ class DesktopApp:
 
 def main() -> None:
     """Render a picture for each token on the standard input."""
-    folder, url, root = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    app = DesktopApp(folder, url, root)
+    try:
+        folder, url, root = sys.argv[1:]
+    except ValueError:
+        sys.exit(f"usage: {sys.argv[0]} FOLDER URL ROOT.json; tokens come on standard input")
+    app = DesktopApp(Path(folder), url, Path(root))
     app.refresh()
     for line in sys.stdin:
         decision = app.render(line.strip())
@@ -77,5 +80,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeystoreError as error:
-        sys.exit(f"{error.message} {error.hint}")
+    except (KeystoreError, OSError) as error:
+        sys.exit(str(error))

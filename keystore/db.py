@@ -227,6 +227,7 @@ def open_store(
         StoreNotFoundError: no file there.
         NotAKeystoreError: a directory, no SQLite file, or another application's.
         SchemaVersionError: a newer schema, or an older one that waits for ``keystore migrate``.
+        ForkedError: the file was open in the parent when this process was forked.
     """
     path = Path(path)
     if not path.exists():

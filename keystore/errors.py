@@ -25,6 +25,11 @@ class KeystoreError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
+def in_words(error: Exception) -> str:
+    """Say what an error is about. Of those that are not ours nobody knows what is in them."""
+    return str(error) if isinstance(error, KeystoreError) else f"{type(error).__name__}."
+
+
 # -- the file ----------------------------------------------------------------------------------
 
 
@@ -56,6 +61,12 @@ class StoreBusyError(KeystoreError):
     """Another process held the write lock for longer than the busy timeout."""
 
     code = "store_busy"
+
+
+class ListenError(KeystoreError):
+    """The address or the socket is taken, or may not be used."""
+
+    code = "cannot_listen"
 
 
 class ForkedError(KeystoreError):

@@ -84,6 +84,18 @@ def test_an_app_works_without_a_network_and_every_picture_is_counted_once(vendor
     assert vendor.ingest() == 3
 
 
+def test_what_is_missing_at_the_start_is_one_line(vendor: Vendor) -> None:
+    for given in ([], [vendor.app, vendor.url, vendor.app / "none.json"]):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLE), *map(str, given)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+
+
 def test_an_app_that_was_away_for_too_long_says_not_now(vendor: Vendor) -> None:
     token = vendor.store.issue_key("ada@example.org").token
     vendor.publish()

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from keystore import Reason, Store, Validator, backup
-from keystore.db import connect, open_store
+from keystore.db import connect, open_store, remove_files
 from keystore.edge import slow
 from keystore.errors import DiskFullError, StoreBusyError
 from tests.test_failures_disk import SmallDisk, disk
 
 __all__ = ["disk"]
 ADA = "ada@example.org"
+USE = "INSERT INTO UsageLog (principal_type, principal_id, amount) VALUES ('session', 1, 1)"
 
 
 @pytest.fixture(autouse=True)
@@ -136,9 +137,11 @@ with open(path, "r+b", buffering=0) as file:
 """
     mend = "open(path, 'r+b').write(open(sys.argv[2], 'rb').read())"
     worked = 0
-    for page in range(0, pages, 3):
+    turns = range(0, pages, 3)
+    for page in turns:
         with Validator(path, max_seconds=3600) as validator:
             assert validator.check(asked.met).allowed
+            store.file.conn.execute(USE)  # or SQLite would answer from the pages that it has read
             raw(damage, path, page)
             worked += asked.right(validator)
             raw(mend, path, copy)
@@ -146,10 +149,13 @@ with open(path, "r+b", buffering=0) as file:
             assert asked.right(validator)
         store.file.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         raw("import shutil; shutil.copyfile(path, sys.argv[2])", path, copy)
-    assert worked < pages  # some damage was met
+    assert worked < len(turns)  # some damage was met
 
 
-def test_a_writer_that_holds_the_lock_for_long_stops_no_check(store: Store, asked: Asked) -> None:
+def test_a_writer_that_holds_the_lock_for_long_stops_no_check(
+    store: Store, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow, "IMPATIENT_SECONDS", 0.005)  # each check here waits for so long
     with (
         Validator(store.file.path, max_pending=5, max_seconds=0.0) as validator,
         open_store(store.file.path) as other,
@@ -258,3 +264,20 @@ def test_checks_go_on_in_threads_while_the_file_is_replaced_again_and_again(
             thread.join()
         assert not wrong, wrong
         assert asked.right(validator)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc")
+def test_a_file_that_is_replaced_again_and_again_leaves_no_descriptors(
+    store: Store, asked: Asked, tmp_path: Path
+) -> None:
+    path, copy = store.file.path, tmp_path / "copy.db"
+    backup.backup(store.file, copy)
+    store.close()
+    with Validator(path) as validator:
+        assert asked.right(validator)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(10):
+            remove_files(path)
+            backup.restore(copy, path)
+            assert asked.right(validator)
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2

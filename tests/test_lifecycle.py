@@ -275,7 +275,11 @@ def test_a_rate_is_given_changed_and_taken_away(store: Store) -> None:
     assert store.change_plan("pro", rename="max").rate == plan.rate
     assert store.change_plan("max", rate_burst=0).rate == "100/60s"
     assert store.change_plan("max", rate_limit=7, rate_window_seconds=1).rate == "7/1s"
+    assert store.change_plan("max", rate_window_seconds=2).rate == "7/2s"
+    assert store.change_plan("max", rate_limit=8).rate == "8/2s"
     assert store.change_plan("max", rate_limit=0).rate == "any"
+    with pytest.raises(InvalidInputError):
+        store.change_plan("max", rate_window_seconds=2)
     halves: tuple[dict[str, Any], ...] = (
         {"rate_limit": 1},
         {"rate_window_seconds": 1},

@@ -69,7 +69,6 @@ def test_no_counter_runs_back_when_a_worker_dies(start: Start, token: str) -> No
     for process_id in server.children():
         os.kill(process_id, signal.SIGKILL)
     until(lambda: len(server.children()) == 2)
-
     until(lambda: has_restarted(server, 2))
     after = server.metrics()
     counters = [name for name in before if "_total" in name or "_seconds_" in name]

@@ -323,15 +323,3 @@ def test_usage_of_others_makes_nobody_forget(
         writer.do("UPDATE APIKeys SET label = 'x' WHERE api_key_id = 1")
         assert passing(validator, issued) == set(issued)
         assert len([text for text in look_ups if "FROM APIKeys AS k" in text]) == 1
-
-
-def test_a_check_that_is_remembered_asks_the_file_nothing(
-    store: Store, issued: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slow, "LOOK_SECONDS", 3600.0)
-    with Validator(store.file.path) as validator:
-        passing(validator, issued)
-        asked: list[Any] = []
-        validator._file.conn.set_trace_callback(asked.append)
-        assert passing(validator, issued) == set(issued)
-        assert asked == []

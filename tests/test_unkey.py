@@ -17,7 +17,8 @@ from unkey.py.utils import BackoffStrategy, RetryConfig
 
 from keystore import Decision, Reason, Store
 from keystore.edge.decision import Rate, RateLimit
-from keystore.http.check import Checker, Request, Response, respond, wants_body
+from keystore.http.answers import Response
+from keystore.http.check import Checker, Request, respond, wants_body
 from tests.serving import Server
 
 PATH = "/v2/keys.verifyKey"
@@ -73,9 +74,11 @@ def serving(checker: Checker) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -166,7 +169,9 @@ def test_unkeys_own_client_reads_the_errors_of_a_bad_body(url: str) -> None:
     assert (found.location, found.fix) == ("body.ratelimits", "Leave it out; the plan has a rate.")
 
 
-def test_unkeys_own_client_tries_not_now_again() -> None:
+def test_unkeys_own_client_tries_not_now_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keystore.http.unkey.RETRY_AFTER_SECONDS", 1)  # for which it waits
+
     class Recovering(Holder):
         def check(
             self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None

@@ -20,6 +20,7 @@ import pytest
 
 import keystore
 from keystore import Store, Validator, backup
+from keystore.db import connect
 from keystore.edge import slow
 from keystore.edge.usage import UsageBuffer
 from tests.test_failures_disk import disk
@@ -147,8 +148,8 @@ class Interruption:
     CPython runs them when a function begins, and when one that is written in C returns.
     """
 
-    def __init__(self, nth: int) -> None:
-        self.left = nth
+    def __init__(self, nth: int, error: type[BaseException] = InterruptedHereError) -> None:
+        self.left, self.error = nth, error
         self.where = ""
 
     def _look(self, frame: FrameType, event: str, argument: object) -> None:
@@ -158,14 +159,14 @@ class Interruption:
             self.left -= 1
             if not self.left:
                 self.where = f"{name}:{frame.f_lineno} {event}"
-                raise InterruptedHereError
+                raise self.error
 
     def run(self, function: Callable[[], object]) -> bool:
         """Call a function; whether it was interrupted."""
         sys.setprofile(self._look)
         try:
             function()
-        except InterruptedHereError:
+        except self.error:
             pass
         finally:
             sys.setprofile(None)
@@ -242,6 +243,40 @@ def test_a_check_that_is_interrupted_anywhere_counts_once_if_it_said_yes(
             at_least = at_most = used(store)
             if not was_interrupted:
                 break
+    assert nth > 50
+
+
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        ("UPDATE APIKeys SET status = 'revoked'", "UPDATE APIKeys SET status = 'assigned'"),
+        ("UPDATE Services SET is_active = 0", "UPDATE Services SET is_active = 1"),
+        (
+            "UPDATE APIKeyServiceQuotas SET service_id = 2",
+            "UPDATE APIKeyServiceQuotas SET service_id = 1",
+        ),
+    ],
+    ids=["revoked", "service", "quota"],
+)
+def test_a_check_that_is_interrupted_anywhere_lets_nothing_pass_that_is_taken_back(
+    store: Store, quick: None, change: str, back: str
+) -> None:
+    store.add_service("search")
+    store.add_service("other")
+    token = store.issue_key(ADA, quotas={"search": 1}).token
+    conn = connect(store.file.path)
+    with Validator(store.file.path, max_seconds=3600) as validator:
+        for nth in count(1):
+            conn.execute(back)
+            assert all(validator.check(token, service="search").allowed for _ in range(3))
+            conn.execute(change)
+            # As from Ctrl-C: not an Exception, after which all is forgotten anyway.
+            interruption = Interruption(nth, KeyboardInterrupt)
+            was_interrupted = interruption.run(partial(validator.check, token, service="search"))
+            assert not validator.check(token, service="search").allowed, (nth, interruption.where)
+            if not was_interrupted:
+                break
+    conn.close()
     assert nth > 50
 
 

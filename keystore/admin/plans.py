@@ -66,10 +66,12 @@ class PlanAdmin(Admin):
             bound = plan.max_staleness_seconds
             if max_staleness_seconds is not None:
                 bound = max_staleness_seconds or None
-            rate = (plan.rate_limit, plan.rate_window_seconds)
-            if rate_limit is not None:
-                rate = (rate_limit, rate_window_seconds) if rate_limit else (None, None)
-            burst = plan.rate_burst if rate_limit != 0 else None
+            limit, window, burst = plan.rate_limit, plan.rate_window_seconds, plan.rate_burst
+            if rate_limit == 0:
+                limit = window = burst = None
+            else:
+                limit = limit if rate_limit is None else rate_limit
+                window = window if rate_window_seconds is None else rate_window_seconds
             if rate_burst is not None:
                 burst = rate_burst or None
             wanted = models.validated(
@@ -78,8 +80,8 @@ class PlanAdmin(Admin):
                 name=plan.name if rename is None else rename,
                 max_staleness_seconds=bound,
                 stale_action=stale_action or plan.stale_action,
-                rate_limit=rate[0],
-                rate_window_seconds=rate[1],
+                rate_limit=limit,
+                rate_window_seconds=window,
                 rate_burst=burst,
             )
             if wanted.name != plan.name:

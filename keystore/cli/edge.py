@@ -1,8 +1,10 @@
 """Commands of the edge: check, serve."""
 
 import json
+import re
 from contextlib import ExitStack
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from math import inf, nan
 from pathlib import Path
 
 import click
@@ -13,6 +15,7 @@ from keystore.edge import Decision, Reason, Validator
 from keystore.edge.slow import MAX_COST
 
 MAX_WORKERS = 256
+SHORTEST_FLUSH_SECONDS = 0.01
 
 _WORDS = {
     Reason.MALFORMED: "that is no token, or one with a typing error (its checksum is wrong)",
@@ -43,6 +46,31 @@ def _host(text: str) -> str:
     return text
 
 
+def _socket(text: str) -> Path:
+    """Refuse an empty path, such as of a variable that is not set."""
+    if not text:
+        raise click.BadParameter("name a path")
+    return Path(text)
+
+
+def _parameter(text: str) -> str:
+    """Refuse a name that no query parameter has as it is written."""
+    if not re.fullmatch(r"[A-Za-z0-9._~-]+", text):
+        raise click.BadParameter(f"{text!r} is not like api_key")
+    return text
+
+
+def _flush_seconds(text: str) -> float:
+    """Read a number of seconds. (click's range lets "nan" through, which would never be over.)"""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = nan
+    if not SHORTEST_FLUSH_SECONDS <= seconds < inf:
+        raise click.BadParameter(f"{text!r} is no number of seconds from 0.01 on")
+    return seconds
+
+
 def _mode(text: str) -> int:
     """Read permissions, such as 660."""
     try:
@@ -57,8 +85,13 @@ def _mode(text: str) -> int:
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+    except ValueError:
+        pass
+    try:
+        meant = f"; {ip_network(text, strict=False)} is"
+    except ValueError:
+        meant = ""
+    raise click.BadParameter(f"{text!r} is no network like 10.0.0.0/8{meant}")
 
 
 @click.command(short_help="Say whether a token may pass.")
@@ -112,7 +145,7 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
 @click.option(
     "--unix",
     "unix_path",
-    type=click.Path(path_type=Path),
+    type=_socket,
     metavar="PATH",
     help="Listen on a Unix socket instead.",
 )
@@ -120,9 +153,7 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
     "--unix-mode",
     type=_mode,
     metavar="OCTAL",
-    default="660",
-    show_default=True,
-    help="The socket's permissions.",
+    help="The socket's permissions.  [default: 660]",
 )
 @click.option(
     "--trust-proxy",
@@ -132,7 +163,12 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
     multiple=True,
     help="Believe X-Forwarded-For from these peers, too. Repeatable.",
 )
-@click.option("--query-token", metavar="NAME", help="A query parameter that may hold the token.")
+@click.option(
+    "--query-token",
+    type=_parameter,
+    metavar="NAME",
+    help="A query parameter that may hold the token.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1, MAX_WORKERS),
@@ -149,8 +185,9 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
 )
 @click.option(
     "--flush-seconds",
-    type=click.FloatRange(0.01),
-    default=5.0,
+    type=_flush_seconds,
+    metavar="SECONDS",
+    default="5",
     show_default=True,
     help="How long a use may wait for the disk.",
 )
@@ -170,7 +207,7 @@ def serve(
     port: int | None,
     public: bool,
     unix_path: Path | None,
-    unix_mode: int,
+    unix_mode: int | None,
     trusted: tuple[IPv4Network | IPv6Network, ...],
     query_token: str | None,
     workers: int,
@@ -194,11 +231,19 @@ def serve(
     from keystore.http import voice
     from keystore.http.check import LOOPBACK, Settings
     from keystore.http.server import run
-    from keystore.http.sockets import Place
+    from keystore.http.sockets import UNIX_MODE, Place
 
     if unix_path is not None and (host is not None or port is not None or public):
         raise click.UsageError("--unix takes the place of --host, --port and --public.")
-    place = Place(host or "127.0.0.1", 8080 if port is None else port, unix_path, unix_mode, public)
+    if unix_mode is not None and unix_path is None:
+        raise click.UsageError("--unix-mode is of a socket: it needs --unix.")
+    place = Place(
+        host or "127.0.0.1",
+        8080 if port is None else port,
+        unix_path,
+        UNIX_MODE if unix_mode is None else unix_mode,
+        public,
+    )
     settings = Settings(trusted=LOOPBACK + trusted, query_token=query_token)
     as_json, is_followed = wants_json(), bool(sync_with or usage_to)
 

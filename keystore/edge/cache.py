@@ -126,7 +126,7 @@ class TokenCache:
             for quota_id, _ in found.values():
                 before = self._quota_keys.get(quota_id)
                 if before is not None:
-                    self._forget(before)  # as in entry(): the quota has moved
+                    self._forget(before)  # as in read(): the quota has moved
                 self._quota_keys[quota_id] = api_key_id
             self._services[api_key_id] = found
         return found
@@ -170,10 +170,13 @@ class TokenCache:
     def _forget(self, api_key_id: int) -> None:
         for quota_id, _ in self._services.pop(api_key_id, {}).values():
             self._quota_keys.pop(quota_id, None)
-        digest = self._digests.pop(api_key_id, None)
+        digest = self._digests.get(api_key_id)
         if digest is not None:
+            # In this order: a signal's exception may come after each, and who looks again must
+            # still find what is left.
             self.answers.pop(digest, None)
-            del self._entries[digest]
+            self._entries.pop(digest, None)
+            del self._digests[api_key_id]
 
     def _changed(self, conn: "sqlite3.Connection") -> set[int] | None:
         """Return the ids of the keys that have changed; ``None`` if it may be anything."""

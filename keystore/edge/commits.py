@@ -9,6 +9,8 @@ everywhere, and 2 µs.
 
 import mmap
 import os
+from collections import deque
+from contextlib import suppress
 
 from keystore import sql
 from keystore.db import StoreFile, scalar
@@ -26,9 +28,12 @@ the database has; what is new when the WAL begins anew."""
 _Q = sql.named("edge")
 
 _mapped: dict[tuple[int, int], mmap.mmap] = {}
-"""Mappings by device and inode, never given back. SQLite's locks on a ``-shm`` file are POSIX
-locks, and those are lost when *any* descriptor of the file is closed in the process: a connection
-of somebody else here could then be overtaken in the middle of a write."""
+"""Mappings by device and inode, kept for as long as the file has a name. SQLite's locks on a
+``-shm`` file are POSIX locks, and those are lost when *any* descriptor of the file is closed in the
+process: a connection of somebody else here could then be overtaken in the middle of a write."""
+_kept: deque[tuple[tuple[int, int], int, mmap.mmap]] = deque()
+"""All of them, with their descriptors: two threads may map one file at once, and only one's stands
+above."""
 
 
 class Commits:
@@ -80,11 +85,31 @@ def _map(path: str) -> mmap.mmap | None:
         found = os.stat(path)  # noqa: PTH116 - a Path is no use here
         if (found.st_dev, found.st_ino) in _mapped:
             return _mapped[found.st_dev, found.st_ino]
+        _let_go()
         descriptor = os.open(path, os.O_RDONLY)
         opened = os.fstat(descriptor)
-        return _mapped.setdefault(
-            (opened.st_dev, opened.st_ino),
-            mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ),
-        )
+        made = mmap.mmap(descriptor, 2 * HEADER_BYTES, access=mmap.ACCESS_READ)
+        identity = opened.st_dev, opened.st_ino
+        _kept.append((identity, descriptor, made))
+        return _mapped.setdefault(identity, made)
     except (OSError, ValueError):
         return None
+
+
+def _let_go() -> None:
+    """Give back the mappings of files that are gone, with a store that another one has replaced.
+
+    Nobody opens such a file any more. Each is taken out first, so that no other thread closes it.
+    """
+    for _ in range(len(_kept)):
+        try:
+            identity, descriptor, mapping = _kept.popleft()
+        except IndexError:
+            return
+        with suppress(OSError):  # a daemon may have closed all that it had, and have others now
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) == identity and not found.st_nlink:
+                _mapped.pop(identity, None)
+                os.close(descriptor)
+                continue
+        _kept.append((identity, descriptor, mapping))

@@ -20,7 +20,7 @@ from keystore.edge.guard import ClockGuard
 from keystore.edge.leases import Grant, Leases, Store
 from keystore.edge.rates import LocalRates, Rates
 from keystore.edge.usage import UsageBuffer, Use
-from keystore.errors import KeystoreError
+from keystore.errors import KeystoreError, in_words
 from keystore.quotas import period_of
 
 IMPATIENT_SECONDS = 0.05
@@ -78,6 +78,8 @@ class SlowWay(db.Closing):
         self._behind = 0.0
         self.slow_checks = 0
         """How many checks took the slow way."""
+        self.trouble = ""
+        """Why a check was ``unavailable``, the last time; whoever has told of it may reset it."""
         forks.tell(self)
 
     def close(self) -> None:
@@ -88,6 +90,10 @@ class SlowWay(db.Closing):
                 self._flush_patiently()
                 with suppress(KeystoreError):  # they count as spent, then
                     self._leases.give_back(self._writer)
+            except KeystoreError as error:
+                lost = self._usage.pending
+                error.add_note(f"The usage of {lost} check{'s'[: lost != 1]} is lost.")
+                raise
             finally:
                 self._file.close()
                 self._writer.close()
@@ -106,8 +112,9 @@ class SlowWay(db.Closing):
                 decision, use = self._decide(token, digest, service, cost, ip)
                 if decision.allowed and cost:
                     self._count((*use[:5], cost))
-            except Exception:  # noqa: BLE001 - whatever a damaged file brings: "I do not know"
-                self._seen = self._NEVER
+            except Exception as error:  # noqa: BLE001 - a damaged file's, too: "I do not know"
+                # In words: the error would keep its frames, and with them an open transaction.
+                self._seen, self.trouble = self._NEVER, in_words(error)
                 return Decision(allowed=False, reason=Reason.UNAVAILABLE)
         return decision
 

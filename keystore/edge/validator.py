@@ -30,7 +30,7 @@ class Validator(SlowWay):
             :meth:`flush_if_due`.
 
     Raises:
-        StoreNotFoundError, NotAKeystoreError, SchemaVersionError: see ``open_store``.
+        StoreNotFoundError, NotAKeystoreError, SchemaVersionError, ForkedError: see ``open_store``.
     """
 
     def check(
@@ -46,7 +46,7 @@ class Validator(SlowWay):
         is :attr:`Reason.UNAVAILABLE`. With ``cost=0`` nothing is counted, of the rate neither.
 
         Raises:
-            ValueError: ``cost`` is negative, which would give usage back, or above ``MAX_COST``.
+            ValueError: ``cost`` is negative, which would give usage back, or above 2**40.
             ForkedError: the process was forked since the file was opened.
         """
         digest = None

@@ -52,7 +52,7 @@ _UNENCODED = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An HTTP response with a JSON body.
+    """An HTTP response; the body is JSON, Prometheus' text, or empty.
 
     The answer for a key may be the same object for as long as the decision is; a server may put
     into ``wire`` what it has made of it, to send that again.

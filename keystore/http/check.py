@@ -22,8 +22,6 @@ from urllib.parse import parse_qsl, unquote
 from keystore.edge.decision import Decision
 from keystore.http.answers import Response, absent, answer, problem
 
-__all__ = ["Checker", "Request", "Response", "Settings", "respond", "wants_body"]
-
 CHECK_PATH = "/check"
 SERVICES_PATH = "/services/"
 NGINX_PATH = "/nginx"

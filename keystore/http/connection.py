@@ -17,19 +17,9 @@ from http import HTTPStatus
 from typing import Any
 
 from keystore.errors import UnsupportedTargetError
-from keystore.http.check import (
-    MAX_BODY_BYTES,
-    Request,
-    Response,
-    respond,
-    wants_body,
-)
-from keystore.http.counts import (
-    BOUNDS_NS,
-    LATENCY,
-    LATENCY_SUM_NS,
-    status_number,
-)
+from keystore.http.answers import Response
+from keystore.http.check import MAX_BODY_BYTES, Request, respond, wants_body
+from keystore.http.counts import BOUNDS_NS, LATENCY, LATENCY_SUM_NS, status_number
 from keystore.http.service import SPARE_CONNECTIONS, Service
 
 MAX_HEADER_BYTES = 65_536
@@ -41,7 +31,6 @@ _KEPT = {
     name.encode(): name
     for name in (
         "authorization",
-        "content-type",
         "expect",
         "x-api-key",
         "x-forwarded-for",

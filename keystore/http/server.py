@@ -12,16 +12,19 @@ import signal
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 
 from keystore.edge import Reason, Validator
+from keystore.errors import UnsupportedTargetError
 from keystore.http import sockets
 from keystore.http.answers import RETRY_AFTER_SECONDS, Response
 from keystore.http.check import Settings
 from keystore.http.connection import Connection
 from keystore.http.counts import CACHED, PENDING, SLOW_CHECKS, Counts
 from keystore.http.health import Health
-from keystore.http.service import Service
+from keystore.http.service import MOST_CONNECTIONS, Service
+from keystore.http.troubles import Troubles
 
 FLUSH_SECONDS = 1.0
 """How often at least usage is looked at."""
@@ -31,9 +34,14 @@ GRACE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COLLECT_AFTER = 20_000
 """New objects between two collections; the requests themselves make no cycles."""
-_MOST_CONNECTIONS = 10_000
 _OTHER_FILES = 64
 """Descriptors that are kept for other things than connections."""
+
+if find_spec("prometheus_client") is None:  # /metrics loads it, when it is first asked for
+    raise UnsupportedTargetError(
+        "the server needs the extra 'server' (prometheus_client is not installed).",
+        hint="pip install 'keystore[server]'",
+    )
 
 
 def run(
@@ -42,8 +50,8 @@ def run(
     place: sockets.Place,
     *,
     on_ready: Callable[[str], None],
-    settings: Settings | None = None,
-    flush_seconds: float = FLUSH_SECONDS,
+    settings: Settings,
+    flush_seconds: float,
 ) -> None:
     """Serve in this process until SIGINT or SIGTERM; the validator's store is at ``path``.
 
@@ -61,7 +69,7 @@ def run(
                 sock,
                 validator,
                 path,
-                settings or Settings(),
+                settings,
                 Counts(),
                 on_ready=lambda: on_ready(place.url(sock)),
                 flush_seconds=flush_seconds,
@@ -117,9 +125,10 @@ async def _serve(
         loop.add_reader(until, lambda: None if os.read(until, 4096) else stop.set())
     create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
     server = await create(lambda: Connection(service), sock=sock, backlog=sockets.BACKLOG)
+    troubles = Troubles(validator)
     tasks = (
-        asyncio.create_task(_sweep(validator, service)),
-        asyncio.create_task(_flush(validator, min(FLUSH_SECONDS, flush_seconds))),
+        asyncio.create_task(_sweep(validator, service, troubles)),
+        asyncio.create_task(_flush(troubles, min(FLUSH_SECONDS, flush_seconds))),
     )
     on_ready()
     await stop.wait()
@@ -142,7 +151,7 @@ async def _serve(
         signal.signal(number, signal.SIG_IGN)
 
 
-async def _sweep(validator: Validator, service: Service) -> None:
+async def _sweep(validator: Validator, service: Service, troubles: Troubles) -> None:
     before = 0
     while True:
         row = service.counts.row
@@ -151,17 +160,16 @@ async def _sweep(validator: Validator, service: Service) -> None:
         row[PENDING], row[CACHED] = validator.pending, validator.cached
         try:
             service.sweep()
+            troubles.look()
         except Exception as error:  # noqa: BLE001 - the next sweep is to come, whatever it was
             service.report(error)
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-async def _flush(validator: Validator, period: float) -> None:
+async def _flush(troubles: Troubles, period: float) -> None:
     while True:
         await asyncio.sleep(period)
-        # Whatever it is, the usage stays counted, and the next round tries again.
-        with contextlib.suppress(Exception):
-            await asyncio.to_thread(validator.flush_if_due)
+        await asyncio.to_thread(troubles.flush_if_due)
 
 
 def _pages(counts: Counts, health: Health) -> dict[str, Callable[[], Response]]:
@@ -198,8 +206,8 @@ def _most_connections() -> int:
     try:
         import resource
     except ImportError:  # Windows, where descriptors are no such bound
-        return _MOST_CONNECTIONS
+        return MOST_CONNECTIONS
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return max(1, min(_MOST_CONNECTIONS, limit - 2 * _OTHER_FILES))
+        return MOST_CONNECTIONS
+    return max(1, min(MOST_CONNECTIONS, limit - 2 * _OTHER_FILES))

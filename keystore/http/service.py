@@ -18,6 +18,8 @@ IDLE_SECONDS = 75.0
 """How long a connection may wait for its next request, or for the next piece of a body."""
 LINGER_SECONDS = 2.0
 """How long a client may take to close, after it was told that the answer is the last."""
+MOST_CONNECTIONS = 10_000
+"""At once in one process, if the system lets it have as many."""
 SPARE_CONNECTIONS = 64
 """Past the cap, so many at once are told so; any further ones are cut without a word."""
 
@@ -39,7 +41,7 @@ class Service:
         settings: Settings,
         counts: Counts,
         pages: Mapping[str, Callable[[], Response]] | None = None,
-        most: int = 10_000,
+        most: int = MOST_CONNECTIONS,
     ) -> None:
         self.checker: Checker = CountedChecker(checker, counts)
         self.settings, self.counts, self.pages, self.most = settings, counts, pages or {}, most
@@ -69,10 +71,13 @@ class Service:
             connection.abort()
 
     def report(self, error: BaseException | None) -> None:
-        """Say on standard error what went wrong, and where; never with what a client has sent."""
+        """Say on standard error what went wrong, and where; never with what a client has sent.
+
+        It may have been a request, which is answered with 503, or anything else in the loop.
+        """
         self.counts.refused("error")
         trace = error.__traceback__ if error is not None else None
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         where = f" in {trace.tb_frame.f_code.co_qualname}" if trace is not None else ""
-        voice.tell(f"keystore: {type(error).__name__}{where}; the request was answered with 503.")
+        voice.tell(f"keystore: {type(error).__name__}{where}; the server goes on.")

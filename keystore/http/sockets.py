@@ -13,7 +13,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from keystore.errors import InvalidInputError, KeystoreError, UnsupportedTargetError
+from keystore.errors import (
+    InvalidInputError,
+    KeystoreError,
+    ListenError,
+    UnsupportedTargetError,
+)
 
 BACKLOG = 4096
 UNIX_MODE = 0o660
@@ -43,7 +48,7 @@ def bound(place: Place, *, is_shared: bool = False) -> socket.socket:
 
     Raises:
         InvalidInputError: the address is not loopback, and ``is_public`` is not set.
-        KeystoreError: the place is taken, or cannot be bound.
+        ListenError: the place is taken, or cannot be bound.
     """
     if place.path is not None:
         return _bound_unix(place.path, place.mode)
@@ -132,7 +137,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise KeystoreError(
+        raise ListenError(
             f"{path}: there is something that is no socket.", hint="Choose another path."
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -146,6 +151,6 @@ def _remove_stale(path: Path) -> None:
     )
 
 
-def _failed(where: str, error: Exception, hint: str) -> KeystoreError:
+def _failed(where: str, error: Exception, hint: str) -> ListenError:
     said = getattr(error, "strerror", None) or error
-    return KeystoreError(f"cannot listen on {where}: {said}.", hint=hint)
+    return ListenError(f"cannot listen on {where}: {said}.", hint=hint)

@@ -63,7 +63,8 @@ def main() -> int:
     try:
         _work(Task(**json.loads(told)))
     except KeystoreError as error:
-        _say({"error": {"message": error.message, "hint": error.hint, "code": error.code}})
+        message = " ".join([error.message, *getattr(error, "__notes__", ())])
+        _say({"error": {"message": message, "hint": error.hint, "code": error.code}})
         return 1
     return 0
 

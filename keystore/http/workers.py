@@ -114,6 +114,21 @@ class _Worker:
             with suppress(BrokenPipeError):  # it is dead already, which its output says
                 self.process.stdin.write(task.sent())
 
+    def heard(self) -> list[KeystoreError]:
+        """Take in what it has said; return its errors. The last one is why its usage is lost."""
+        lines, self.said = self.said.splitlines(), b""
+        told: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.is_ready = self.is_ready or any("ready" in one for one in told)
+        errors = [one["error"] for one in told if "error" in one]
+        return [_error(said) for said in errors]
+
+    def last_words(self) -> list[KeystoreError]:
+        """Return the errors that it had left to say when it ended."""
+        if self.process is not None and self.process.stdout is not None:
+            self.said += self.process.stdout.read()
+        self.said = self.said[: self.said.rfind(b"\n") + 1]  # it may have been killed in a word
+        return self.heard()
+
     def close(self) -> int:
         """Close the pipes of a process that has ended; return its exit code."""
         process, self.process = self.process, None
@@ -123,6 +138,12 @@ class _Worker:
             if pipe is not None:
                 pipe.close()
         return process.wait()
+
+
+def _error(said: dict[str, Any]) -> KeystoreError:
+    # Its class is not here, its code is: that is what scripts match on.
+    kind: type[KeystoreError] = type("WorkerError", (KeystoreError,), {"code": said["code"]})
+    return kind(said["message"], hint=said["hint"])
 
 
 class _Supervisor:
@@ -143,8 +164,12 @@ class _Supervisor:
                         self._has_told = True
                         on_ready()
             finally:
-                self._end()
+                errors = self._end()
                 self._selector.close()
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(str(other))
+            raise errors[0]
 
     def _start_due(self) -> None:
         for worker in self._workers:
@@ -167,16 +192,13 @@ class _Supervisor:
                 self._selector.unregister(key.fileobj)
                 self._bury(worker)
             elif worker.said.endswith(b"\n"):
-                self._hear(worker, json.loads(worker.said))
+                self._hear(worker)
 
-    def _hear(self, worker: _Worker, said: dict[str, Any]) -> None:
-        if "ready" in said:
-            worker.is_ready = True
-        elif not self._has_told:
-            error = said["error"]
-            raise KeystoreError(error["message"], hint=error["hint"])
-        else:
-            voice.tell(f"keystore: worker {worker.task.number}: {said['error']['message']}")
+    def _hear(self, worker: _Worker) -> None:
+        for error in worker.heard():
+            if not self._has_told:
+                raise error
+            voice.tell(f"keystore: worker {worker.task.number}: {error}")
 
     def _bury(self, worker: _Worker) -> None:
         """Plan the start of a worker that has died."""
@@ -196,23 +218,37 @@ class _Supervisor:
         delay = min(most, first * 2 ** min(worker.deaths - 1, 10))
         worker.start_at, worker.is_ready = time.monotonic() + delay, False
         self._counts.restarted(number)
-        voice.tell(f"keystore: worker {number} ended with code {code}; starting it again.")
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        voice.tell(f"keystore: worker {number} {end}; starting it again.")
 
-    def _end(self) -> None:
-        """End all workers: each finishes what it has begun, and flushes its usage."""
+    def _end(self) -> list[KeystoreError]:
+        """End all workers: each finishes what it has begun, and flushes its usage.
+
+        Returns the errors of those that could not.
+        """
         self._is_ending = True
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
             process.terminate()
         deadline = time.monotonic() + END_SECONDS
+        killed = []
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                voice.tell(f"keystore: process {process.pid} does not end; killing it.")
                 process.kill()
+                killed.append(str(process.pid))
+        errors = [error for worker in self._workers for error in worker.last_words()]
         for worker in self._workers:
             worker.close()
+        if killed:
+            errors.append(
+                KeystoreError(
+                    f"worker processes that did not end were killed: {', '.join(killed)}.",
+                    hint="Usage that they had not written is lost.",
+                )
+            )
+        return errors
 
     @contextmanager
     def _signals(self) -> Iterator[int]:

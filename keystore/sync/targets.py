@@ -283,7 +283,8 @@ def sync_opened(
             if target.source is None:
                 raise InvalidInputError(
                     f"{url}: this replica has not been told which root file to trust.",
-                    hint="Pass --root with the root.json that `keystore repo create` wrote.",
+                    hint="Sync once with --root and the root.json that `keystore repo create` "
+                    "wrote.",
                 )
             if hub is not None:  # it is noted for its usage only so far
                 engine.remember(file, hub.target_id, url)
