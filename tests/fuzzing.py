@@ -12,6 +12,7 @@ from keystore.http.check import Settings
 from keystore.http.connection import Connection
 from keystore.http.counts import Counts
 from keystore.http.service import Service
+from tests.checkers import KeysOnly
 
 RIGHT = tokens.build(UUID(int=7), 7)
 MOST = 600
@@ -36,7 +37,7 @@ SEEDS = [
 ]
 
 
-class OneKey:
+class OneKey(KeysOnly):
     """Knows one token."""
 
     def __init__(self) -> None:

@@ -14,8 +14,9 @@ from keystore import Decision, Reason
 from keystore.edge.decision import Freshness, Limit, Rate, RateLimit
 from keystore.http import answers
 from keystore.http.check import Request, Response, Settings, respond, token_of
+from tests.checkers import KeysOnly
 
-IDENTITY = ("X-Auth-Key", "X-Auth-Account", "X-Auth-Plan", "X-Auth-Service")
+IDENTITY = ("X-Auth-Key", "X-Auth-Client", "X-Auth-Account", "X-Auth-Plan", "X-Auth-Service")
 ALWAYS = (
     *("X-Auth-Status", "X-Auth-Reason", *IDENTITY),
     *("X-Auth-As-Of-Change", "X-Auth-Age-Seconds", "X-Auth-Grace-Until"),
@@ -41,7 +42,7 @@ KEY = {"x-api-key": "t"}
 EVERY_REASON_AND_PATH = [(reason, path) for reason in Reason for path in PATHS]
 
 
-class Fixed:
+class Fixed(KeysOnly):
     """A checker with one answer, which notes what it was asked."""
 
     def __init__(self, reason: Reason = Reason.OK, rate: RateLimit | None = None) -> None:
@@ -96,8 +97,8 @@ def test_every_identity_header_is_there_once_and_empty_in_a_denial(
     assert set(names(response)) >= set(ALWAYS)
     headers = dict(response.headers)
     service = "search" if "services" in path else ""
-    who = ["01890a5d-ac96-774b-bcce-b302099a8057", "ada@example.org", "free", service]
-    assert [headers[name] for name in IDENTITY] == (who if reason is Reason.OK else [""] * 4)
+    who = ["01890a5d-ac96-774b-bcce-b302099a8057", "", "ada@example.org", "free", service]
+    assert [headers[name] for name in IDENTITY] == (who if reason is Reason.OK else [""] * 5)
     assert (headers["X-Auth-As-Of-Change"], headers["X-Auth-Age-Seconds"]) == ("7", "3")
 
 

@@ -18,12 +18,13 @@ from unkey.py.utils import BackoffStrategy, RetryConfig
 from keystore import Decision, Reason, Store
 from keystore.edge.decision import Rate, RateLimit
 from keystore.http.check import Checker, Request, Response, respond, wants_body
+from tests.checkers import KeysOnly
 from tests.serving import Server
 
 PATH = "/v2/keys.verifyKey"
 
 
-class Holder:
+class Holder(KeysOnly):
     """A checker of one key, which has some services."""
 
     def __init__(self, *services: str, **fields: Any) -> None:
