@@ -286,7 +286,8 @@ def test_a_cost_that_would_give_back_is_refused(store: Store, billing: IssuedCli
 # -- never a stale allow -----------------------------------------------------------------------
 
 CHANGES = {
-    "rotated": f"UPDATE OAuthClients SET client_secret_hash = '{'0' * 64}' WHERE client_id = 'billing'",
+    "rotated": f"""UPDATE OAuthClients SET client_secret_hash = '{"0" * 64}'
+                   WHERE client_id = 'billing'""",
     "deactivated": "UPDATE OAuthClients SET is_active = 0 WHERE client_id = 'billing'",
     "account": "UPDATE Accounts SET is_active = 0",
     "moved": """INSERT INTO Plans (name) VALUES ('p');
