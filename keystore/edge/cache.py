@@ -27,6 +27,8 @@ CACHE_SIZE = 100_000
 """Tokens remembered, about 140 MB with their answers."""
 MOST_ADDRESSES = 1_000
 """Client addresses remembered for one key that is bound to networks."""
+CLIENT_BYTES = b"\xff%b\xff%b"
+"""What is hashed of a client's id and secret. No UTF-8 has the byte FF."""
 _LONGEST_TAIL = 1_000
 
 _Q = sql.named("edge")
@@ -35,12 +37,12 @@ _Q = sql.named("edge")
 def digest_of(sent: str | ClientCredentials) -> bytes:
     """Return by what a token, or a client's id and secret, are remembered.
 
-    A client's cannot be a token's, nor another client's: no UTF-8 has the byte FF.
+    A client's is never a token's, nor another client's.
     """
     if isinstance(sent, str):
         return sha256(sent.encode("utf-8", "surrogatepass")).digest()
     client_id, secret = (part.encode("utf-8", "surrogatepass") for part in sent)
-    return sha256(b"\xff%b\xff%b" % (client_id, secret)).digest()
+    return sha256(CLIENT_BYTES % (client_id, secret)).digest()
 
 
 class Granted:
