@@ -19,7 +19,7 @@ _LIMITS = (
     "UPDATE Accounts SET plan_id = 2 WHERE account_id = 1",
     f"INSERT INTO Services (name) VALUES ('{SERVICE}')",
     """INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota)
-       SELECT api_key_id, 1, 1, 1 FROM APIKeys WHERE account_id = 2""",
+       SELECT api_key_id, 1, 1000000000000, 1000000000000 FROM APIKeys WHERE account_id = 2""",
     "UPDATE APIKeys SET allowed_networks = '192.0.2.0/24 2001:db8::/32' WHERE account_id = 3",
 )
 

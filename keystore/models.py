@@ -234,7 +234,7 @@ class Plan(BaseModel):
 
 
 class Account(BaseModel):
-    """An account as the store holds it; ``keys`` counts its keys, ``plan`` is the plan's name."""
+    """An account as the store holds it, with its plan's name, and how many keys and clients."""
 
     account_id: int
     email: str
@@ -242,6 +242,7 @@ class Account(BaseModel):
     plan: str | None
     is_active: bool
     keys: int
+    clients: int
     created_at: str
     updated_at: str
 

@@ -11,6 +11,7 @@ from typing import Self
 from keystore import changelog, db, migrate, sql, tokens
 from keystore.admin.accounts import AccountAdmin
 from keystore.admin.bulk import BulkAdmin
+from keystore.admin.clients import ClientAdmin
 from keystore.admin.credits import CreditAdmin
 from keystore.admin.keys import KeyAdmin
 from keystore.admin.plans import PlanAdmin
@@ -50,7 +51,9 @@ class Status:
     targets: list[TargetStatus]
 
 
-class Store(PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin, CreditAdmin, UsageAdmin):
+class Store(
+    PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, ClientAdmin, BulkAdmin, CreditAdmin, UsageAdmin
+):
     """An open store. Use it in a ``with`` statement, from one thread at a time.
 
     ``docs/python.md`` shows it at work.

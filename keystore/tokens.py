@@ -17,6 +17,9 @@ protection against forgery: that is the secret, of which a store keeps only the 
 password hash would add nothing here, because 160 random bits cannot be guessed offline.
 
 A token of any other shape (imported from an older system) is found by its hash alone.
+
+The secret of an OAuth client is ``<prefix>client-<secret><checksum>``, with a secret and a checksum
+as above: shorter than a token, so never taken for one.
 """
 
 import re
@@ -83,6 +86,12 @@ def is_valid_prefix(prefix: str) -> bool:
 def new_token(key: UUID, prefix: str = DEFAULT_PREFIX) -> str:
     """Make a fresh token for the key with external identity ``key``."""
     return build(key, secrets.randbits(SECRET_BITS), prefix)
+
+
+def new_client_secret(prefix: str = DEFAULT_PREFIX) -> str:
+    """Make a fresh secret for an OAuth client."""
+    body = f"{prefix}client-{encode62(secrets.randbits(SECRET_BITS), _SECRET_WIDTH)}"
+    return body + _checksum(body)
 
 
 def build(key: UUID, secret: int, prefix: str = DEFAULT_PREFIX) -> str:

@@ -31,6 +31,7 @@ SEEDS = [
     b'POST /v2/keys.verifyKey HTTP/1.1\r\nContent-Length: 77\r\n\r\n{"key":"' + TOKEN + b'"}',
     b"GET http://a/check HTTP/1.1\r\nAuthorization: bearer x\r\nAuthorization: Bearer y\r\n\r\n",
     b"GET /check HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n\r\n",
+    b"GET /check HTTP/1.1\r\nAuthorization: Basic YmlsbGluZzpzZWNyZXQ=\r\n\r\n",
     b"CONNECT a:1 HTTP/1.1\r\n\r\n",
     b"GET /check HTTP/1.1\r\nConnection: close\r\nX-Forwarded-For: ::1, 2.0.0.1\r\n\r\nGET /",
 ]
@@ -50,6 +51,17 @@ class OneKey:
             return Decision(allowed=False, reason=Reason.UNKNOWN)
         self.said_yes += 1
         return Decision(allowed=True, reason=Reason.OK, account="a\r\nb", plan="free")
+
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        return self.check(f"{client_id}:{secret}", service=service, cost=cost, ip=ip)
 
 
 class Wire(asyncio.Transport):

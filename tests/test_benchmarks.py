@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parent.parent
 FIELDS = {"what", "against", "ratio", "low", "high", "goal", "met"}
 
 
-@pytest.mark.parametrize("name", ["edge", "files", "sidecar"])
+@pytest.mark.parametrize("name", ["edge", "files", "quotas", "sidecar"])
 def test_a_benchmark_prints_a_table_and_writes_its_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     done = subprocess.run(

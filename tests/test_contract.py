@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64encode
 from http import HTTPStatus
 from ipaddress import ip_network
 from urllib.parse import quote, unquote
@@ -16,7 +17,7 @@ from keystore.http import answers
 from keystore.http.answers import Response
 from keystore.http.check import Request, Settings, respond, token_of
 
-IDENTITY = ("X-Auth-Key", "X-Auth-Account", "X-Auth-Plan", "X-Auth-Service")
+IDENTITY = ("X-Auth-Key", "X-Auth-Client", "X-Auth-Account", "X-Auth-Plan", "X-Auth-Service")
 ALWAYS = (
     *("X-Auth-Status", "X-Auth-Reason", *IDENTITY),
     *("X-Auth-As-Of-Change", "X-Auth-Age-Seconds", "X-Auth-Grace-Until"),
@@ -56,6 +57,17 @@ class Fixed:
     ) -> Decision:
         self.asked.append((token, service, cost, ip))
         return self.decision
+
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        return self.check(f"{client_id} {secret}", service=service, cost=cost, ip=ip)
 
 
 def ask(
@@ -97,8 +109,8 @@ def test_every_identity_header_is_there_once_and_empty_in_a_denial(
     assert set(names(response)) >= set(ALWAYS)
     headers = dict(response.headers)
     service = "search" if "services" in path else ""
-    who = ["01890a5d-ac96-774b-bcce-b302099a8057", "ada@example.org", "free", service]
-    assert [headers[name] for name in IDENTITY] == (who if reason is Reason.OK else [""] * 4)
+    who = ["01890a5d-ac96-774b-bcce-b302099a8057", "", "ada@example.org", "free", service]
+    assert [headers[name] for name in IDENTITY] == (who if reason is Reason.OK else [""] * 5)
     assert (headers["X-Auth-As-Of-Change"], headers["X-Auth-Age-Seconds"]) == ("7", "3")
 
 
@@ -286,7 +298,7 @@ QUERY = Settings(query_token="key")
         ("/check/x?a=b&key=a%20b", {}, "10.1.2.3", "a b"),
         ("/check?key=t", {"x-api-key": "header"}, "10.1.2.3", "header"),
         ("/check?key=t", {"authorization": "Bearer header"}, "10.1.2.3", "header"),
-        ("/check?key=t", {"authorization": "Basic x"}, "10.1.2.3", "t"),
+        ("/check?key=t", {"authorization": "Digest x"}, "10.1.2.3", "t"),
         ("/check?key=", {}, "10.1.2.3", None),
         ("/check?KEY=t&token=t", {}, "10.1.2.3", None),
         ("/check?key=one&key=two", {}, "10.1.2.3", None),
@@ -328,7 +340,7 @@ def test_no_name_can_break_a_header_and_each_can_be_read_back(
         assert re.fullmatch(r"[A-Za-z-]+", name)
         assert SAFE.fullmatch(value), (name, value)
     headers = dict(response.headers)
-    read = [unquote(headers[name], errors="surrogatepass") for name in IDENTITY[1:]]
+    read = [unquote(headers[name], errors="surrogatepass") for name in IDENTITY[2:]]
     assert read == [account, plan, checker.asked[0][1]]
 
 
@@ -351,7 +363,10 @@ def test_a_surrogate_in_a_name_is_encoded_too() -> None:
         st.sampled_from(
             ["authorization", "x-api-key", "x-forwarded-for", "x-original-uri", "x-forwarded-uri"]
         ),
-        ANY_TEXT | st.just("/?key=t") | st.text(max_size=10).map("Bearer {}".format),
+        ANY_TEXT
+        | st.just("/?key=t")
+        | st.text(max_size=10).map("Bearer {}".format)
+        | st.binary(max_size=10).map(lambda sent: f"Basic {b64encode(sent).decode()}"),
     ),
     st.none() | st.sampled_from(["127.0.0.1", "::1", "fe80::1%eth0", "x", ""]),
     st.sampled_from(list(Reason)),

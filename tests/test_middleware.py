@@ -161,7 +161,7 @@ def test_a_denial_is_the_servers_and_the_app_is_not_called(by: By, reason: Reaso
 @EACH
 def test_without_a_key_the_app_is_not_called(by: By) -> None:
     checker = Fixed()
-    for headers in ([], [("Authorization", "Basic x")], [("X-API-Key", " ")]):
+    for headers in ([], [("Authorization", "Digest x")], [("X-API-Key", " ")]):
         got = by(checker, "/?key=t", headers)
         assert (got.status, got.headers["www-authenticate"]) == (401, "Bearer")
         assert got.headers.items() >= {n.lower(): v for n, v in absent().headers}.items()
@@ -383,7 +383,11 @@ def test_the_documentation_of_a_fastapi_app_shows_how_to_send_a_key() -> None:
         "header",
         "X-API-Key",
     )
-    assert schema["paths"]["/"]["get"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+    assert schema["paths"]["/"]["get"]["security"] == [
+        {"HTTPBearer": []},
+        {"HTTPBasic": []},
+        {"APIKeyHeader": []},
+    ]
     assert "parameters" not in schema["paths"]["/"]["get"]
 
 

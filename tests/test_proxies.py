@@ -23,7 +23,7 @@ from tests.proxies import KINDS, Answer, Checker, Kind, app, ask, proxy
 
 (HAPROXY,) = (kind for kind in KINDS if kind.name == "haproxy")
 NAMES = (
-    *("status", "reason", "key", "account", "plan", "service"),
+    *("status", "reason", "key", "client", "account", "plan", "service"),
     *("as-of-change", "age-seconds", "grace-until"),
 )
 FORGED = tuple((f"X-Auth-{name.title()}", "forged") for name in NAMES)

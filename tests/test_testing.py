@@ -10,6 +10,7 @@ import pytest
 
 from keystore import Decision, Reason, Store, Validator
 from keystore.db import open_store
+from keystore.edge.decision import ClientCredentials
 from keystore.edge.slow import MAX_COST
 from keystore.errors import NotFoundError
 from keystore.sync import engine
@@ -43,10 +44,27 @@ class Keys(Protocol):
     async def check_async(
         self, token: str, *, service: str | None = ..., cost: int = ..., ip: str | None = ...
     ) -> Decision: ...
+    def issue_client(
+        self,
+        account: str = ...,
+        *,
+        client_id: str | None = ...,
+        rate_limit: int | None = ...,
+        rate_window_seconds: int = ...,
+    ) -> ClientCredentials: ...
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = ...,
+        cost: int = ...,
+        ip: str | None = ...,
+    ) -> Decision: ...
     def revoke(self, token: str) -> None: ...
-    def suspend(self, token: str) -> None: ...
-    def deactivate_account(self, token: str) -> None: ...
-    def usage(self, token: str) -> int: ...
+    def suspend(self, token: str | ClientCredentials) -> None: ...
+    def deactivate_account(self, token: str | ClientCredentials) -> None: ...
+    def usage(self, token: str | ClientCredentials) -> int: ...
     def go_stale(self) -> None: ...
     def go_offline(self) -> None: ...
     def fail(self, reason: Reason = ...) -> None: ...
@@ -62,6 +80,7 @@ class RealKeys:
         self._validator = Validator(path)
         self.check = self._validator.check
         self.check_async = self._validator.check_async
+        self.check_client = self._validator.check_client
         self.close = self._validator.close
 
     def issue(
@@ -98,19 +117,38 @@ class RealKeys:
         self._store.revoke_key(token)
         self._pull()
 
-    def suspend(self, token: str) -> None:
-        self._store.set_key_status(token, "suspended")
+    def suspend(self, token: str | ClientCredentials) -> None:
+        if isinstance(token, str):
+            self._store.set_key_status(token, "suspended")
+        else:
+            self._store.change_oauth_client(token.client_id, is_active=False)
         self._pull()
 
-    def deactivate_account(self, token: str) -> None:
-        self._store.change_account(str(self._store.key(token).account), is_active=False)
+    def deactivate_account(self, token: str | ClientCredentials) -> None:
+        if isinstance(token, str):
+            account = self._store.key(token).account
+        else:
+            account = self._store.oauth_client(token.client_id).account
+        self._store.change_account(str(account), is_active=False)
         self._pull()
 
-    def usage(self, token: str) -> int:
+    def issue_client(
+        self, account: str = "ada@example.org", *, client_id: str | None = None, **rate: Any
+    ) -> ClientCredentials:
+        self.issue(account, **rate)
+        issued = self._store.add_oauth_client(account, client_id=client_id)
+        self._pull()
+        return ClientCredentials(issued.client.client_id, issued.secret)
+
+    def usage(self, token: str | ClientCredentials) -> int:
         self._validator.flush()
-        sums = "SELECT sum(amount) FROM UsageLog WHERE principal_id = ?"
+        sums = "SELECT sum(amount) FROM UsageLog WHERE principal_type = ? AND principal_id = ?"
+        if isinstance(token, str):
+            who = ("api_key", self._store.key(token).api_key_id)
+        else:
+            who = ("oauth_client", self._store.oauth_client(token.client_id).oauth_client_id)
         with open_store(self._path) as file:
-            row = file.conn.execute(sums, (self._store.key(token).api_key_id,)).fetchone()
+            row = file.conn.execute(sums, who).fetchone()
         return int(row[0] or 0)
 
     def go_stale(self) -> None:
@@ -184,6 +222,51 @@ def test_an_asynchronous_check_answers_the_same(keys: Keys) -> None:
 )
 def test_what_is_no_token_is_refused(keys: Keys, token: str, reason: Reason) -> None:
     assert keys.check(token).reason is reason
+
+
+def test_a_client_passes_with_its_identity_and_none_of_a_key(keys: Keys) -> None:
+    client = keys.issue_client("ada@example.org", client_id="billing")
+    decision = keys.check_client(*client, cost=2)
+    assert (decision.allowed, decision.principal_type) == (True, "oauth_client")
+    assert (decision.client_id, decision.account) == ("billing", "ada@example.org")
+    assert (decision.api_key, decision.api_key_id) == (None, None)
+    assert keys.usage(client) == 2
+    assert keys.check_client(*client, service="search").reason is Reason.SERVICE
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (("billing", "guess"), Reason.UNKNOWN),
+        (("nobody", "guess"), Reason.UNKNOWN),
+        (("", "guess"), Reason.MALFORMED),
+        (("billing", ""), Reason.MALFORMED),
+        (("billing", "x" * 513), Reason.MALFORMED),
+        (("\ud800", "guess"), Reason.MALFORMED),
+        (("billing", "\ud800"), Reason.UNKNOWN),
+        (("billing\0", "guess"), Reason.UNKNOWN),
+    ],
+)
+def test_what_is_no_client_is_refused(keys: Keys, sent: tuple[str, str], reason: Reason) -> None:
+    keys.issue_client(client_id="billing")
+    decision = keys.check_client(*sent)
+    assert (decision.reason, decision.principal_type) == (reason, None)
+
+
+def test_a_clients_life_and_rate_are_as_a_keys(keys: Keys) -> None:
+    client = keys.issue_client(BOB, rate_limit=2, rate_window_seconds=3600)
+    found = [keys.check_client(*client).reason for _ in range(3)]
+    assert found == [Reason.OK, Reason.OK, Reason.RATE_LIMITED]
+    first, second = keys.issue_client(), keys.issue_client()
+    keys.suspend(first)
+    assert keys.check_client(*first).reason is Reason.SUSPENDED
+    assert keys.check_client(*second).allowed
+    keys.deactivate_account(second)
+    assert keys.check_client(*second).reason is Reason.ACCOUNT_INACTIVE
+    keys.go_stale()
+    assert keys.check_client(*client, cost=0).reason is Reason.STALE
+    keys.fail()
+    assert keys.check_client(*client).reason is Reason.UNAVAILABLE
 
 
 def bring_about(keys: Keys, token: str, reason: Reason) -> None:

@@ -19,12 +19,13 @@ from keystore import Decision, Reason, Store
 from keystore.edge.decision import Rate, RateLimit
 from keystore.http.answers import Response
 from keystore.http.check import Checker, Request, respond, wants_body
+from tests.checkers import KeysOnly
 from tests.serving import Server
 
 PATH = "/v2/keys.verifyKey"
 
 
-class Holder:
+class Holder(KeysOnly):
     """A checker of one key, which has some services."""
 
     def __init__(self, *services: str, **fields: Any) -> None:

@@ -22,7 +22,7 @@ from keystore.sync.memory import MemoryHub
 from tests.conftest import NewStore
 
 ENTRY = Entry(
-    api_key_id=1,
+    principal=1,
     api_key="01890a5d-ac96-774b-bcce-b302099a8057",
     is_active=True,
     status="assigned",

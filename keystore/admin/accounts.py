@@ -56,17 +56,19 @@ class AccountAdmin(Admin):
             return self.account(wanted.email)
 
     def remove_account(self, email: str, *, with_keys: bool = False) -> models.Account:
-        """Remove an account; one that has keys only ``with_keys``.
+        """Remove an account; one that has keys or OAuth clients only ``with_keys``.
 
         Raises:
             NotFoundError, WrongRoleError
-            InUseError: it has keys.
+            InUseError: it has some.
         """
         with self._write():
             account = self.account(email)
-            if account.keys and not with_keys:
+            if (account.keys or account.clients) and not with_keys:
+                also = f" and {account.clients} OAuth clients" if account.clients else ""
                 raise InUseError(
-                    f"account {account.email} has {account.keys} keys, which would stop working.",
+                    f"account {account.email} has {account.keys} keys{also}, which would stop "
+                    "working.",
                     hint="Use `keystore account set --inactive`, or add --with-keys.",
                 )
             self._db.table("Accounts").delete(account.account_id)

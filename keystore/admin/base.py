@@ -16,6 +16,7 @@ _Q = sql.named("store")
 _HOW = {
     "plan": "`keystore plan list` shows the plans; `keystore plan add` adds one.",
     "account": "`keystore account list` shows the accounts; `keystore account add` adds one.",
+    "client": "`keystore client list` shows the clients; `keystore client add` adds one.",
     "service": "`keystore service list` shows the services; `keystore service add` adds one.",
     "status": "`keystore key statuses` shows the statuses; INSERT INTO APIKeyStatuses adds one.",
 }
@@ -46,7 +47,7 @@ class Admin(db.Closing):
         return self._db.query(_Q[name], values)
 
     def _find(self, kind: str, name: str) -> int:
-        """Return the internal id of a plan, account, service or status by its name."""
+        """Return the internal id of a plan, account, client, service or status by its name."""
         found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
         if found is None:
             raise NotFoundError(f"there is no {kind} {name!r}.", hint=_HOW[kind])

@@ -10,6 +10,7 @@ from keystore.cli import (
     admin,
     bulk,
     care,
+    clients,
     credits,  # noqa: A004
     edge,
     export,
@@ -31,6 +32,7 @@ _ROOMS = (
     admin,
     plans,
     keys,
+    clients,
     statuses,
     bulk,
     models,

@@ -99,7 +99,7 @@ def account_set(
 
 @account.command("remove")
 @click.argument("email")
-@click.option("--with-keys", is_flag=True, help="Delete its keys as well.")
+@click.option("--with-keys", is_flag=True, help="Delete its keys and OAuth clients as well.")
 @store_options
 def account_remove(db_path: Path, email: str, with_keys: bool) -> None:
     """Remove an account; the usage and the timelines of its keys stay.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from math import inf, nan
@@ -16,6 +17,14 @@ from keystore.edge.slow import MAX_COST
 
 MAX_WORKERS = 256
 SHORTEST_FLUSH_SECONDS = 0.01
+_CLIENT_WORDS = {
+    Reason.MALFORMED: "the id or the secret is empty or too long",
+    Reason.UNKNOWN: "no client of this store has that id and secret",
+    Reason.SUSPENDED: "the client is not active",
+    Reason.ACCOUNT_INACTIVE: "the client's account is not active",
+    Reason.SERVICE: "an OAuth client has no quotas, so it may be used for no service",
+    Reason.RATE_LIMITED: "the client has used up the rate of its plan for now",
+}
 
 _WORDS = {
     Reason.MALFORMED: "that is no token, or one with a typing error (its checksum is wrong)",
@@ -103,10 +112,23 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     show_default=True,
     help="Units of usage to count if it passes; 0 only asks.",
 )
+@click.option(
+    "--client",
+    "client_id",
+    metavar="CLIENT_ID",
+    help="Ask for this OAuth client; TOKEN is its secret.",
+)
 @click.option("--service", metavar="NAME", help="The service that it is to be used for.")
 @click.option("--ip", metavar="ADDRESS", help="The client's address, for keys bound to networks.")
 @store_options
-def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | None) -> None:
+def check(
+    db_path: Path,
+    token: str,
+    cost: int,
+    client_id: str | None,
+    service: str | None,
+    ip: str | None,
+) -> None:
     """Say whether TOKEN may pass; exits with 0 for yes, 1 for "no" and "not now".
 
     "-" reads the token from standard input, which keeps it out of the shell's history and the
@@ -115,14 +137,20 @@ def check(db_path: Path, token: str, cost: int, service: str | None, ip: str | N
     \b
     Example:
       keystore check --db edge.db - < token.txt
+      keystore check --db edge.db --client billing - < secret.txt
     """
     with Validator(db_path) as validator:
-        decision = validator.check(argument_or_stdin(token), service=service, cost=cost, ip=ip)
+        sent = argument_or_stdin(token)
+        if client_id is None:
+            decision = validator.check(sent, service=service, cost=cost, ip=ip)
+        else:
+            decision = validator.check_client(client_id, sent, service=service, cost=cost, ip=ip)
         now = validator.now()
     limit = decision.freshness.limit if decision.freshness else None
     if limit is not None and limit.is_in_grace:
         offline.tell(db_path, limit, now, as_json=wants_json())
-    show(decision.as_dict(), _sentence(decision))
+    words = _WORDS if client_id is None else _WORDS | _CLIENT_WORDS
+    show(decision.as_dict(), _sentence(decision, words))
     if not decision.allowed:
         click.get_current_context().exit(1)
 
@@ -286,14 +314,16 @@ def serve(
             )
 
 
-def _sentence(decision: Decision) -> str:
+def _sentence(decision: Decision, words: Mapping[Reason, str]) -> str:
     fresh = decision.freshness
     as_of = f" (as of change {fresh.as_of_change}, {int(fresh.age_seconds)} s old)" if fresh else ""
     if decision.allowed:
         return f"allowed: {decision.account} on plan {decision.plan}{as_of}"
     answer = "not now" if decision.reason.is_not_now else "denied"
     who = f", key {decision.api_key} of {decision.account}" if decision.api_key else ""
-    return f"{answer}: {_WORDS[decision.reason]}{who}{as_of}"
+    if decision.client_id:
+        who = f", client {decision.client_id} of {decision.account}"
+    return f"{answer}: {words[decision.reason]}{who}{as_of}"
 
 
 COMMANDS: tuple[click.Command, ...] = (check, serve)

@@ -5,17 +5,20 @@ entries if it names anything else, or if the tail does not follow on what was se
 only records usage makes nobody forget anything.
 """
 
-from collections.abc import Mapping
+import hmac
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from ipaddress import ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from keystore import clock, sql
 from keystore.db import StoreInfo, scalar
-from keystore.edge.decision import Decision, Entry, Rate
+from keystore.edge.decision import ClientCredentials, Decision, Entry, Rate
 from keystore.edge.leases import Grant, Lease
 from keystore.edge.usage import Use
 from keystore.errors import DamagedStoreError
+from keystore.tokens import hash_token
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,9 +27,22 @@ CACHE_SIZE = 100_000
 """Tokens remembered, about 140 MB with their answers."""
 MOST_ADDRESSES = 1_000
 """Client addresses remembered for one key that is bound to networks."""
+CLIENT_BYTES = b"\xff%b\xff%b"
+"""What is hashed of a client's id and secret. No UTF-8 has the byte FF."""
 _LONGEST_TAIL = 1_000
 
 _Q = sql.named("edge")
+
+
+def digest_of(sent: str | ClientCredentials) -> bytes:
+    """Return by what a token, or a client's id and secret, are remembered.
+
+    A client's is never a token's, nor another client's.
+    """
+    if isinstance(sent, str):
+        return sha256(sent.encode("utf-8", "surrogatepass")).digest()
+    client_id, secret = (part.encode("utf-8", "surrogatepass") for part in sent)
+    return sha256(CLIENT_BYTES % (client_id, secret)).digest()
 
 
 class Granted:
@@ -52,7 +68,7 @@ class Answer:
 
     def __init__(self, until: float, decision: Decision, entry: Entry) -> None:
         self.until, self.decision = until, decision
-        self.use: Use = (entry.api_key_id, entry.account_id, None, None, None, 1)
+        self.use: Use = (entry.principal, entry.account_id, None, None, None, 1)
         self.rate: Rate | None = entry.rate
         self.services: Mapping[str, Granted] = _NO_SERVICES
         self.addresses: set[str | None] | None = None if entry.networks is None else set()
@@ -72,7 +88,7 @@ class Answer:
 
 
 class TokenCache:
-    """Entries and answers by the SHA-256 of the token. Whoever changes it holds the lock."""
+    """Entries and answers by :func:`digest_of`. Whoever changes it holds the lock."""
 
     def __init__(self) -> None:
         self.answers: dict[bytes, Answer] = {}
@@ -91,30 +107,38 @@ class TokenCache:
         """Return what is remembered of a token."""
         return self._entries.get(digest)
 
-    def read(self, conn: "sqlite3.Connection", digest: bytes) -> Entry | None:
-        """Look a token up in the store and remember it, if it is there: others are endless.
+    def read(
+        self, conn: "sqlite3.Connection", digest: bytes, client: ClientCredentials | None = None
+    ) -> Entry | None:
+        """Look a token or a client up and remember it, if it is there: others are endless.
 
         Raises:
             DamagedStoreError: a value cannot be read.
         """
-        row = conn.execute(_Q["entry"], (digest.hex(),)).fetchone()
+        if client is None:
+            row = conn.execute(_Q["entry"], (digest.hex(),)).fetchone()
+        else:
+            row = conn.execute(_Q["client"], (client.client_id,)).fetchone()
+            if row is not None and not hmac.compare_digest(hash_token(client.secret), row[-1]):
+                return None
         if row is None:
             return None
         try:
-            entry = _entry(row)
+            entry = _entry(row[:18], client and client.client_id)
         except (ValueError, TypeError) as error:  # written with the CHECKs off
+            what = f"key {row[0]}" if client is None else f"client {-row[0]}"
             raise DamagedStoreError(
-                f"key {row[0]} cannot be read: {error}.", hint="`keystore doctor` tells more."
+                f"{what} cannot be read: {error}.", hint="`keystore doctor` tells more."
             ) from error
         # What a commit has changed since the last look is read already: nobody else could then tell
         # that what is remembered of this key under another token is to be forgotten.
-        self._forget(entry.api_key_id)
+        self._forget(entry.principal)
         if len(self._entries) >= CACHE_SIZE:
             # The oldest hundredth: who is asked for often comes back at once.
             for old in list(islice(self._entries.values(), CACHE_SIZE // 100)):
-                self._forget(old.api_key_id)
+                self._forget(old.principal)
         self._entries[digest] = entry
-        self._digests[entry.api_key_id] = digest
+        self._digests[entry.principal] = digest
         return entry
 
     def services(self, conn: "sqlite3.Connection", api_key_id: int) -> dict[str, Grant]:
@@ -161,25 +185,25 @@ class TokenCache:
         if changed is None:
             self.clear()
         else:
-            for api_key_id in changed:
-                self._forget(api_key_id)
+            for principal in changed:
+                self._forget(principal)
         self._identity = identity
         self._last_change = conn.execute(_Q["last_change"]).fetchone()
         self._last_revocation = scalar(conn, _Q["last_revocation"])
 
-    def _forget(self, api_key_id: int) -> None:
-        for quota_id, _ in self._services.pop(api_key_id, {}).values():
+    def _forget(self, principal: int) -> None:
+        for quota_id, _ in self._services.pop(principal, {}).values():
             self._quota_keys.pop(quota_id, None)
-        digest = self._digests.get(api_key_id)
+        digest = self._digests.get(principal)
         if digest is not None:
             # In this order: a signal's exception may come after each, and who looks again must
             # still find what is left.
             self.answers.pop(digest, None)
             self._entries.pop(digest, None)
-            del self._digests[api_key_id]
+            del self._digests[principal]
 
     def _changed(self, conn: "sqlite3.Connection") -> set[int] | None:
-        """Return the ids of the keys that have changed; ``None`` if it may be anything."""
+        """Return the keys and clients that have changed; ``None`` if it may be anything."""
         last = self._last_change
         window = {"last": last[0] if last else 0, "limit": _LONGEST_TAIL + 1}
         tail = conn.execute(_Q["tail"], window).fetchall()
@@ -194,6 +218,8 @@ class TokenCache:
         for _, table, record_id, _ in tail:
             if table == "APIKeys":
                 changed.add(record_id)
+            elif table == "OAuthClients":
+                changed.add(-record_id)
             elif table == "APIKeyServiceQuotas":
                 changed |= self._keys_of_quota(conn, record_id)
             elif table != "APIKeyStatusEvents":
@@ -210,9 +236,9 @@ class TokenCache:
         return {api_key_id for (api_key_id,) in rows} | ({known} if known is not None else set())
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def _entry(row: Sequence[Any], client_id: str | None) -> Entry:
     (
-        api_key_id,
+        principal,
         api_key,
         is_active,
         status,
@@ -231,11 +257,14 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         rate_window_seconds,
         rate_burst,
     ) = row
+    if (principal > 0) == (client_id is not None):
+        msg = "its id is not above 0"
+        raise ValueError(msg)
     # (half of what Entry(…) takes)
     return tuple.__new__(
         Entry,
         (
-            api_key_id,
+            principal,
             api_key,
             is_active == 1 and allows_access == 1,
             status,
@@ -250,5 +279,6 @@ def _entry(row: tuple[Any, ...]) -> Entry:
             max_staleness_seconds,
             stale_action,
             Rate(rate_limit, rate_window_seconds, rate_burst or rate_limit) if rate_limit else None,
+            client_id,
         ),
     )

@@ -19,13 +19,15 @@ class Reason(StrEnum):
     UNKNOWN = "unknown"
     REVOKED = "revoked"
     SUSPENDED = "suspended"
-    """The key has another status that allows no access; it may come back."""
+    """The key has another status that allows no access, or the client is not active; it may come
+    back."""
     EXPIRED = "expired"
     ACCOUNT_INACTIVE = "account_inactive"
     NETWORK = "network"
     """The client's address is not in the key's networks, or not known where it must be."""
     SERVICE = "service"
-    """The key has no quota for the service, or the service is not active, or unknown."""
+    """The key has no quota for the service, or the service is not active, or unknown. An OAuth
+    client has no quotas, so it may be used for no service."""
     QUOTA_EXCEEDED = "quota_exceeded"
     """The key has used up its quota for the service, or all of its quotas."""
     RATE_LIMITED = "rate_limited"
@@ -138,11 +140,24 @@ class QuotaLeft:
         }
 
 
-class Entry(NamedTuple):
-    """What a store knows of one token: the key, its account, its plan. Times are Unix seconds."""
+class ClientCredentials(NamedTuple):
+    """What an OAuth client sends; the secret is not in its ``repr``."""
 
-    api_key_id: int
-    api_key: str
+    client_id: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"ClientCredentials(client_id={self.client_id!r})"
+
+
+class Entry(NamedTuple):
+    """What a store knows of one key or OAuth client, its account, its plan. Times: Unix seconds.
+
+    ``principal`` is the id of a key, and that of a client times -1: key 13 is never client 13.
+    """
+
+    principal: int
+    api_key: str | None
     is_active: bool
     status: str
     expires_at: float | None
@@ -156,10 +171,14 @@ class Entry(NamedTuple):
     max_staleness_seconds: int | None
     stale_action: str | None
     rate: Rate | None
+    client_id: str | None = None
 
 
 class Decision(NamedTuple):
     """The answer to a check. Identity fields are ``None`` where the token named nobody.
+
+    ``principal_type`` is ``"api_key"`` or ``"oauth_client"``; a client has a ``client_id`` and no
+    ``api_key``.
 
     ``expires_at`` is in Unix seconds, ``metadata`` the JSON text that the key was given, ``quota``
     is that of the service that was asked for. ``rate`` is ``None`` where the plan has no rate, and
@@ -178,6 +197,8 @@ class Decision(NamedTuple):
     expires_at: float | None = None
     freshness: Freshness | None = None
     quota: QuotaLeft | None = None
+    principal_type: str | None = None
+    client_id: str | None = None
     rate: RateLimit | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -205,7 +226,7 @@ def decide(
     *,
     has_service: bool = True,
 ) -> Decision:
-    """Apply the rules to what is known of a token; ``now`` is in Unix seconds, ``ip`` the client's.
+    """Apply the rules to what is known of who asks; ``now`` is in Unix seconds.
 
     ``has_service``: the key may be used for the service that is asked for, or none is. What is left
     of the rate is not looked at here.
@@ -229,6 +250,7 @@ def decide(
         reason = Reason.OFFLINE
     elif bound is not None and freshness.age_seconds > bound and entry.stale_action != "allow":
         reason = Reason.STALE
+    is_client = entry.client_id is not None
     # (a third of what Decision(…) takes)
     return tuple.__new__(
         Decision,
@@ -236,7 +258,7 @@ def decide(
             reason is Reason.OK,
             reason,
             entry.api_key,
-            entry.api_key_id,
+            None if is_client else entry.principal,
             entry.account,
             entry.account_id,
             entry.plan,
@@ -245,6 +267,8 @@ def decide(
             entry.expires_at,
             freshness,
             None,
+            "oauth_client" if is_client else "api_key",
+            entry.client_id,
             None,
         ),
     )

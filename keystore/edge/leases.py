@@ -50,6 +50,8 @@ class Lease:
 
     def take(self, units: int) -> bool:
         """Take units, if there are so many."""
+        if units == 1 and not self._units:
+            return next(self.singles, None) is not None
         if self._units < units and self.gather() < units:
             return False
         self._units -= units
@@ -61,8 +63,9 @@ class Lease:
 
     def offer_singles(self) -> None:
         """Let what is here be spent one by one, with ``next(lease.singles)``."""
-        units = self.gather()
-        self._units, self.singles = 0, iter(range(units))
+        if self._units:
+            units = self.gather()
+            self._units, self.singles = 0, iter(range(units))
 
     def gather(self) -> int:
         """Let nothing be spent one by one any more; return how many units are here."""

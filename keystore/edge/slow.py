@@ -8,14 +8,21 @@ import os
 import threading
 import time
 from contextlib import ExitStack, suppress
-from hashlib import sha256
 from math import inf
 from pathlib import Path
 
 from keystore import changelog, db, forks, sql, tokens
-from keystore.edge.cache import Answer, Granted, TokenCache
+from keystore.edge.cache import Answer, Granted, TokenCache, digest_of
 from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
-from keystore.edge.decision import Decision, Entry, Freshness, QuotaLeft, Reason, decide
+from keystore.edge.decision import (
+    ClientCredentials,
+    Decision,
+    Entry,
+    Freshness,
+    QuotaLeft,
+    Reason,
+    decide,
+)
 from keystore.edge.guard import ClockGuard
 from keystore.edge.leases import Grant, Leases, Store
 from keystore.edge.rates import LocalRates, Rates
@@ -35,6 +42,17 @@ ANSWER_SECONDS = 1.0
 _Q = sql.named("edge")
 _NOBODY: Use = (0, 0, None, None, None, 0)
 _NOT_SYNCED = Decision(allowed=False, reason=Reason.NOT_SYNCED)
+
+
+def is_malformed(sent: str | ClientCredentials, token_prefix: str) -> bool:
+    """Whether no store can know a token, or a client's id and secret."""
+    parts = (sent,) if isinstance(sent, str) else sent
+    if not all(0 < len(part) <= tokens.MAX_TOKEN_LENGTH for part in parts):
+        return True
+    if isinstance(sent, str):
+        return tokens.shape(sent, token_prefix) is tokens.Shape.MISTYPED
+    # (a lone surrogate cannot even be asked for)
+    return any("\ud800" <= char <= "\udfff" for char in sent.client_id)
 
 
 class SlowWay(db.Closing):
@@ -99,7 +117,12 @@ class SlowWay(db.Closing):
                 self._writer.close()
 
     def _check(
-        self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
+        self,
+        sent: str | ClientCredentials,
+        digest: bytes | None,
+        service: str | None,
+        cost: int,
+        ip: str | None,
     ) -> Decision:
         if not 0 <= cost <= MAX_COST:
             msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
@@ -109,7 +132,7 @@ class SlowWay(db.Closing):
                 forks.refuse_inherited(self._file)
             self.slow_checks += 1
             try:
-                decision, use = self._decide(token, digest, service, cost, ip)
+                decision, use = self._decide(sent, digest, service, cost, ip)
                 if decision.allowed and cost:
                     self._count((*use[:5], cost))
             except Exception as error:  # noqa: BLE001 - a damaged file's, too: "I do not know"
@@ -119,7 +142,12 @@ class SlowWay(db.Closing):
         return decision
 
     def _decide(
-        self, token: str, digest: bytes | None, service: str | None, cost: int, ip: str | None
+        self,
+        sent: str | ClientCredentials,
+        digest: bytes | None,
+        service: str | None,
+        cost: int,
+        ip: str | None,
     ) -> tuple[Decision, Use]:
         """Return the answer, and whose usage it is."""
         at = time.time()
@@ -128,17 +156,17 @@ class SlowWay(db.Closing):
             at = self._fast_from
         now = at + self._behind
         if digest is None:
-            digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+            digest = digest_of(sent)
         known = self._cache.get(digest)
-        entry = self._recognize(token, digest) if known is None else known
+        entry = self._recognize(sent, digest) if known is None else known
         freshness = self._freshness
         if isinstance(entry, Decision) or freshness is None:
             return entry if isinstance(entry, Decision) else _NOT_SYNCED, _NOBODY
         if entry.status == "exhausted" and not entry.is_active:
             entry = self._renewed(entry, now)
         grant = None
-        if service is not None:
-            grant = self._cache.services(self._file.conn, entry.api_key_id).get(service)
+        if service is not None and entry.client_id is None:  # quotas are keys'
+            grant = self._cache.services(self._file.conn, entry.principal).get(service)
         has_service = service is None or grant is not None
         decision = decide(entry, now, freshness, ip, has_service=has_service)
         granted = None
@@ -153,22 +181,21 @@ class SlowWay(db.Closing):
                 granted.lease.offer_singles()
         if entry.rate is not None:
             ask = self._rates.take if cost else self._rates.look
-            decision = decision.with_rate(ask(entry.api_key_id, entry.rate))
+            decision = decision.with_rate(ask(entry.principal, entry.rate))
             if granted is not None and not decision.allowed:
                 granted.lease.add(cost)
-        use = (entry.api_key_id, entry.account_id, None, None, None, 1)
+        use = (entry.principal, entry.account_id, None, None, None, 1)
         return decision, granted.use if granted is not None else use
 
-    def _recognize(self, token: str, digest: bytes) -> Entry | Decision:
-        """Return what a token stands for that is not remembered, or why it stands for nothing."""
-        if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
-            return Decision(allowed=False, reason=Reason.MALFORMED)
-        if tokens.shape(token, self._info.token_prefix) is tokens.Shape.MISTYPED:
+    def _recognize(self, sent: str | ClientCredentials, digest: bytes) -> Entry | Decision:
+        """Return what stands for somebody and is not remembered, or why it stands for nobody."""
+        if is_malformed(sent, self._info.token_prefix):
             return Decision(allowed=False, reason=Reason.MALFORMED)
         freshness = self._freshness
         if freshness is None:
             return _NOT_SYNCED
-        entry = self._cache.read(self._file.conn, digest)
+        client = None if isinstance(sent, str) else sent
+        entry = self._cache.read(self._file.conn, digest, client)
         if entry is not None:
             return entry
         # past the end it may be a key that is younger than the data
@@ -196,7 +223,7 @@ class SlowWay(db.Closing):
 
     def _renewed(self, entry: Entry, now: float) -> Entry:
         """Let an exhausted key pass again whose origin has not said yet that a quota is renewed."""
-        rows = self._file.conn.execute(_Q["renewals"], (entry.api_key_id,))
+        rows = self._file.conn.execute(_Q["renewals"], (entry.principal,))
         is_renewed = any(period_of(renewal, now, at) > at for renewal, at in rows)
         return entry._replace(is_active=True) if is_renewed else entry
 

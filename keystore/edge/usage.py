@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _Q = sql.named("edge")
 Use = tuple[int, int, int | None, int | None, str | None, int]
-"""Key id, account id, service id, the quota's id and period, amount."""
+"""Key id (or -client id), account id, service id, the quota's id and period, amount."""
 
 
 class _Batch(NamedTuple):
@@ -179,7 +179,7 @@ def _spend(conn: "sqlite3.Connection", use: Use) -> str | None:
 
 def _sums(uses: Iterable[Use]) -> list[Use]:
     sums: dict[tuple[int, int, int | None, int | None, str | None], int] = {}
-    for api_key_id, account_id, service_id, quota_id, period, amount in uses:
-        whose = (api_key_id, account_id, service_id, quota_id, period)
+    for principal, account_id, service_id, quota_id, period, amount in uses:
+        whose = (principal, account_id, service_id, quota_id, period)
         sums[whose] = sums.get(whose, 0) + amount
     return [(*whose, amount) for whose, amount in sums.items()]

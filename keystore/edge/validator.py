@@ -10,11 +10,12 @@ there takes the slow way (:mod:`keystore.edge.slow`), which knows all the rules.
 """
 
 import time
+from functools import partial
 from hashlib import sha256
 
-from keystore.edge.cache import Answer, Granted
+from keystore.edge.cache import CLIENT_BYTES, Answer, Granted, digest_of
 from keystore.edge.commits import HEADER_BYTES
-from keystore.edge.decision import Decision, Freshness
+from keystore.edge.decision import ClientCredentials, Decision, Freshness
 from keystore.edge.slow import MAX_COST, SlowWay
 
 
@@ -78,6 +79,42 @@ class Validator(SlowWay):
             pass
         return self._check(token, digest, service, cost, ip)
 
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide whether an OAuth client may pass, as :meth:`check` does of a key.
+
+        Its account, its plan and its rate are looked at as a key's are. A client has no quotas, so
+        it may be used for no ``service``: that is :attr:`Reason.SERVICE`. Who does not exist and
+        who has another secret are both :attr:`Reason.UNKNOWN`.
+
+        Raises:
+            ValueError, ForkedError: as :meth:`check`.
+        """
+        digest = None
+        try:
+            digest = sha256(CLIENT_BYTES % (client_id.encode(), secret.encode())).digest()
+            if (
+                self._header[:HEADER_BYTES] == self._seen
+                and (answer := self._answers.get(digest)) is not None
+            ):
+                now = time.time()
+                if (
+                    self._fast_from <= now < self._slow_at
+                    and now < answer.until
+                    and (decision := self._limited(answer, service, cost, ip)) is not None
+                ):
+                    return decision
+        except (ValueError, TypeError, AttributeError):
+            pass  # as in check()
+        return self._check(ClientCredentials(client_id, secret), digest, service, cost, ip)
+
     async def check_async(
         self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
     ) -> Decision:
@@ -91,11 +128,28 @@ class Validator(SlowWay):
             return await asyncio.to_thread(self.check, token, service=service, cost=cost, ip=ip)
         return self.check(token, service=service, cost=cost, ip=ip)
 
-    def _may_wait(self, token: str) -> bool:
+    async def check_client_async(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide like :meth:`check_client`, without holding up the event loop."""
+        import asyncio
+
+        check = partial(self.check_client, client_id, secret, service=service, cost=cost, ip=ip)
+        if self._may_wait(ClientCredentials(client_id, secret)):
+            return await asyncio.to_thread(check)
+        return check()
+
+    def _may_wait(self, sent: str | ClientCredentials) -> bool:
         """Whether a check has to read or to write the file, or to wait for another thread."""
         return (
             self._header[:HEADER_BYTES] != self._seen
-            or self._cache.get(sha256(token.encode("utf-8", "surrogatepass")).digest()) is None
+            or self._cache.get(digest_of(sent)) is None
             or len(self._uses) + 1 >= self._room
             or time.monotonic() >= self._usage.due_at
             or self._lock.locked()

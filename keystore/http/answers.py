@@ -40,9 +40,20 @@ _DETAILS = {
     Reason.NOT_SYNCED: "This replica has never synced.",
     Reason.UNAVAILABLE: "The store cannot be read.",
 }
+_CLIENT_DETAILS = {
+    Reason.MALFORMED: "The Basic credentials cannot be read.",
+    Reason.UNKNOWN: "No such client, or another secret.",
+    Reason.SUSPENDED: "The client is not active.",
+    Reason.ACCOUNT_INACTIVE: "The client's account is not active.",
+    Reason.SERVICE: "An OAuth client has no quotas, so it may be used for no service.",
+    Reason.RATE_LIMITED: "The client has used up its rate for now.",
+    Reason.STALE: "The data are older than the client's plan allows.",
+}
 _FORBIDDEN = frozenset({Reason.ACCOUNT_INACTIVE, Reason.NETWORK, Reason.SERVICE})
 _NGINX = frozenset({HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _INVALID = ("WWW-Authenticate", 'Bearer error="invalid_token"')
+# In one header, for proxies and frameworks that keep one value for a name.
+_BASIC = ("WWW-Authenticate", 'Basic realm="keystore", charset="UTF-8", Bearer')
 _INSUFFICIENT = ("WWW-Authenticate", 'Bearer error="insufficient_scope"')
 _NO_STORE = ("Cache-Control", "no-store")
 # Unless a value is printable ASCII without a space at its ends, it is percent-encoded.
@@ -69,14 +80,23 @@ class Response:
 _kept: dict[tuple[int, str | None, bool], tuple[Decision, Response]] = {}
 
 
-def answer(decision: Decision, service: str | None = None, *, is_nginx: bool = False) -> Response:
-    """Answer a check for ``service`` with ``decision``; the identity is left out of a denial."""
+def answer(
+    decision: Decision,
+    service: str | None = None,
+    *,
+    is_nginx: bool = False,
+    is_basic: bool = False,
+) -> Response:
+    """Answer a check for ``service`` with ``decision``; the identity is left out of a denial.
+
+    ``is_basic``: an OAuth client has asked, with Basic credentials.
+    """
     if not decision.allowed or decision.rate is not None:
-        return _made(decision, service, is_nginx=is_nginx)
+        return _made(decision, service, is_nginx=is_nginx, is_basic=is_basic)
     key = (id(decision), service, is_nginx)
     kept = _kept.get(key)
     if kept is None:
-        kept = (decision, _made(decision, service, is_nginx=is_nginx))
+        kept = (decision, _made(decision, service, is_nginx=is_nginx, is_basic=is_basic))
         if len(_kept) >= MOST_KEPT:
             _kept.clear()
         _kept[key] = kept
@@ -121,11 +141,13 @@ def is_identity(name: str) -> bool:
     return name.lower().replace("_", "-").startswith("x-auth-")
 
 
-def _made(decision: Decision, service: str | None, *, is_nginx: bool) -> Response:
-    start = _start(decision.allowed, decision.reason, is_nginx=is_nginx)
+def _made(decision: Decision, service: str | None, *, is_nginx: bool, is_basic: bool) -> Response:
+    start = _start(decision.allowed, decision.reason, is_nginx=is_nginx, is_basic=is_basic)
     fresh, limit = decision.freshness, decision.freshness and decision.freshness.limit
     if decision.allowed:
-        identity = _identity(decision.api_key, decision.account, decision.plan, service)
+        identity = _identity(
+            decision.api_key, decision.client_id, decision.account, decision.plan, service
+        )
     else:
         identity = _NOBODY
     headers = (
@@ -142,11 +164,16 @@ def _made(decision: Decision, service: str | None, *, is_nginx: bool) -> Respons
 
 @lru_cache(MOST_KEPT)
 def _identity(
-    api_key: str | None, account: str | None, plan: str | None, service: str | None
+    api_key: str | None,
+    client_id: str | None,
+    account: str | None,
+    plan: str | None,
+    service: str | None,
 ) -> Pairs:
     """Write an identity; of keys with a rate each answer is another, but this part is not."""
     return (
         ("X-Auth-Key", _text(api_key)),
+        ("X-Auth-Client", _text(client_id)),
         ("X-Auth-Account", _text(account)),
         ("X-Auth-Plan", _text(plan)),
         ("X-Auth-Service", _text(service)),
@@ -154,7 +181,7 @@ def _identity(
 
 
 @cache
-def _start(allowed: bool, reason: Reason, *, is_nginx: bool) -> Response:
+def _start(allowed: bool, reason: Reason, *, is_nginx: bool, is_basic: bool) -> Response:
     """Return what is the same in all answers with a reason."""
     real = status_of(Decision(allowed, reason))
     status = HTTPStatus.FORBIDDEN if is_nginx and real not in _NGINX else real
@@ -164,12 +191,13 @@ def _start(allowed: bool, reason: Reason, *, is_nginx: bool) -> Response:
         # 2.6) would close the connection after each check.
         return Response(status, (_NO_STORE, *named), b"")
     if real is HTTPStatus.UNAUTHORIZED:
-        named = (_INVALID, *named)
-    elif real is HTTPStatus.FORBIDDEN:
+        named = (_BASIC if is_basic else _INVALID, *named)
+    elif real is HTTPStatus.FORBIDDEN and not is_basic:
         named = (_INSUFFICIENT, *named)
     elif real is HTTPStatus.SERVICE_UNAVAILABLE:
         named = (("Retry-After", str(RETRY_AFTER_SECONDS)), *named)
-    return problem(status, _DETAILS[reason], *named, reason=reason)
+    details = _DETAILS | _CLIENT_DETAILS if is_basic else _DETAILS
+    return problem(status, details[reason], *named, reason=reason)
 
 
 def _rate(left: RateLimit) -> Pairs:
@@ -191,4 +219,4 @@ def _text(value: str | None) -> str:
     return quote(value, safe=_UNENCODED, errors="surrogatepass")
 
 
-_NOBODY = _identity(None, None, None, None)
+_NOBODY = _identity(None, None, None, None, None)

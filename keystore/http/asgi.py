@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from keystore.edge.decision import Decision
 from keystore.http.answers import Response, absent, answer, is_identity, problem
-from keystore.http.check import Request, Settings, client_of, token_of
+from keystore.http.check import Request, Settings, client_of, credentials_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,9 +27,20 @@ class AsyncChecker(Protocol):
     ) -> Decision:
         """Decide on a token."""
 
+    async def check_client_async(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide on an OAuth client."""
+
 
 class KeystoreMiddleware:
-    """Checks the key of each HTTP request and WebSocket before ``app`` sees it.
+    """Checks the key or OAuth client of each HTTP request and WebSocket before ``app`` sees it.
 
     The app finds the :class:`keystore.Decision` in ``scope["keystore"]``, and no ``X-Auth-…``
     header that a client has sent. A denial is answered as by ``keystore serve``.
@@ -86,11 +97,15 @@ async def ask(
     target = f"?{scope['query_string'].decode('latin-1')}"
     peer = scope.get("client")
     request = Request(scope.get("method", "GET"), target, headers, peer[0] if peer else None)
-    token = token_of(request, settings)
-    if token is None:
+    sent = credentials_of(request, settings)
+    if sent is None:
         return absent()
-    decision = await validator.check_async(token, service=service, ip=client_of(request, settings))
-    return decision if decision.allowed else answer(decision, service)
+    ip, is_basic = client_of(request, settings), not isinstance(sent, str)
+    if isinstance(sent, str):
+        decision = await validator.check_async(sent, service=service, ip=ip)
+    else:
+        decision = await validator.check_client_async(*sent, service=service, ip=ip)
+    return decision if decision.allowed else answer(decision, service, is_basic=is_basic)
 
 
 async def _refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ which the operator of the proxy has written, and never in the query or in a head
 former is the client's, with the others the latter are.
 """
 
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote
 
-from keystore.edge.decision import Decision
+from keystore.edge.decision import ClientCredentials, Decision
 from keystore.http.answers import Response, absent, answer, problem
 
 CHECK_PATH = "/check"
@@ -42,6 +43,17 @@ class Checker(Protocol):
         self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
     ) -> Decision:
         """Decide on a token."""
+
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide on an OAuth client."""
 
 
 class Request(NamedTuple):
@@ -110,11 +122,34 @@ def respond(checker: Checker, request: Request, settings: Settings = _DEFAULT) -
 
         return verify(checker, request.body, client_of(request, settings))
     is_nginx, service = asked
-    token = token_of(request, settings)
-    if token is None:
+    sent = credentials_of(request, settings)
+    if sent is None:
         return absent(is_nginx=is_nginx)
-    decision = checker.check(token, service=service, ip=client_of(request, settings))
-    return answer(decision, service, is_nginx=is_nginx)
+    ip = client_of(request, settings)
+    if isinstance(sent, str):
+        decision = checker.check(sent, service=service, ip=ip)
+        return answer(decision, service, is_nginx=is_nginx)
+    decision = checker.check_client(*sent, service=service, ip=ip)
+    return answer(decision, service, is_nginx=is_nginx, is_basic=True)
+
+
+def credentials_of(
+    request: Request, settings: Settings = _DEFAULT
+) -> str | ClientCredentials | None:
+    """Find the token; or else what ``Authorization: Basic …`` says, which may be nonsense."""
+    return token_of(request, settings) or _basic_of(request)
+
+
+def _basic_of(request: Request) -> ClientCredentials | None:
+    """Read Basic credentials (RFC 7617), in UTF-8; those that cannot be read are empty."""
+    scheme, _, encoded = request.headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        client_id, _, secret = b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        return ClientCredentials("", "")
+    return ClientCredentials(client_id, secret)
 
 
 def token_of(request: Request, settings: Settings = _DEFAULT) -> str | None:

@@ -91,17 +91,32 @@ def status_number(status: HTTPStatus) -> int:
 class CountedChecker:
     """Counts what another checker decides."""
 
-    __slots__ = ("_check", "_row")
+    __slots__ = ("_check", "_check_client", "_row")
 
     def __init__(self, checker: Checker, counts: Counts) -> None:
-        self._check = checker.check
+        self._check, self._check_client = checker.check, checker.check_client
         self._row = counts.row
 
     def check(
         self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
     ) -> Decision:
         """Decide on a token."""
-        decision = self._check(token, service=service, cost=cost, ip=ip)
+        return self._counted(self._check(token, service=service, cost=cost, ip=ip))
+
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide on an OAuth client."""
+        decision = self._check_client(client_id, secret, service=service, cost=cost, ip=ip)
+        return self._counted(decision)
+
+    def _counted(self, decision: Decision) -> Decision:
         if decision.allowed:  # (the hash of a reason takes as long as all this)
             self._row[_OK_AT] += 1
         else:

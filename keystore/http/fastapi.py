@@ -13,6 +13,7 @@ from keystore.http.check import Settings
 try:
     from fastapi import HTTPException, Request, Security
     from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+    from fastapi.security.http import HTTPBase
 except ImportError as error:
     raise UnsupportedTargetError(
         "require_key needs the extra 'fastapi' (FastAPI is not installed).",
@@ -21,13 +22,20 @@ except ImportError as error:
 
 # For OpenAPI alone: the token is found as everywhere else.
 _BEARER = HTTPBearer(auto_error=False, description="The API key.")
+# (HTTPBasic would answer malformed credentials itself)
+_BASIC = HTTPBase(
+    scheme="basic",
+    scheme_name="HTTPBasic",
+    auto_error=False,
+    description="The OAuth client's id and secret.",
+)
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The API key.")
 
 
 def require_key(
     validator: AsyncChecker, *, service: str | None = None, settings: Settings | None = None
 ) -> Callable[..., Awaitable[Decision]]:
-    """Make a dependency that returns the :class:`keystore.Decision` on the request's key.
+    """Make a dependency that returns the :class:`keystore.Decision` on the request's key or client.
 
     ``service`` is what the key must have a quota for. If the key may not pass, the dependency
     raises ``HTTPException`` with the status and the headers that ``keystore serve`` answers with.
@@ -38,6 +46,7 @@ def require_key(
     async def key(
         request: Request,
         _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+        _basic: Annotated[HTTPAuthorizationCredentials | None, Security(_BASIC)],
         _header: Annotated[str | None, Security(_HEADER)],
     ) -> Decision:
         found = await ask(validator, request.scope, service, wanted)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from keystore.edge.decision import Decision
 from keystore.http.answers import Response, absent, answer, is_identity
-from keystore.http.check import Checker, Request, Settings, client_of, token_of
+from keystore.http.check import Checker, Request, Settings, client_of, credentials_of
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -14,7 +14,7 @@ _PREFIX = "HTTP_"
 
 
 class KeystoreMiddleware:
-    """Checks the key of each request before ``app`` sees it.
+    """Checks the key or OAuth client of each request before ``app`` sees it.
 
     The app finds the :class:`keystore.Decision` in ``environ["keystore.decision"]``, and no
     ``X-Auth-…`` header that a client has sent. A denial is answered as by ``keystore serve``.
@@ -71,10 +71,12 @@ class KeystoreMiddleware:
         # gunicorn and uwsgi leave it empty for a Unix socket
         peer = environ.get("REMOTE_ADDR") or None
         request = Request(environ["REQUEST_METHOD"], target, headers, peer)
-        token = token_of(request, self._settings)
-        if token is None:
+        sent = credentials_of(request, self._settings)
+        if sent is None:
             return absent()
-        decision = self._validator.check(
-            token, service=self._service, ip=client_of(request, self._settings)
-        )
-        return decision if decision.allowed else answer(decision, self._service)
+        ip, is_basic = client_of(request, self._settings), not isinstance(sent, str)
+        if isinstance(sent, str):
+            decision = self._validator.check(sent, service=self._service, ip=ip)
+        else:
+            decision = self._validator.check_client(*sent, service=self._service, ip=ip)
+        return decision if decision.allowed else answer(decision, self._service, is_basic=is_basic)

@@ -17,6 +17,18 @@ LEFT JOIN Revocations AS r ON r.api_key = k.api_key
 WHERE k.api_key_id = (SELECT api_key_id FROM APIKeys WHERE api_key_hash = ?1)
   AND k.api_key_hash = ?1;
 
+-- name: client
+-- As "entry", for an OAuth client; it has no status of its own. Its id is negative: no key has such a one.
+SELECT -c.oauth_client_id, NULL, c.is_active,
+       iif(c.is_active = 1, 'assigned', 'suspended'), 1, NULL, NULL, NULL, NULL, c.account_id, a.email,
+       coalesce(a.is_active, 0), p.name, p.max_staleness_seconds, p.stale_action, p.rate_limit,
+       p.rate_window_seconds, p.rate_burst, c.client_secret_hash
+FROM OAuthClients AS c
+LEFT JOIN Accounts AS a ON a.account_id = c.account_id
+LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
+WHERE c.oauth_client_id = (SELECT oauth_client_id FROM OAuthClients WHERE client_id = ?1)
+  AND c.client_id = ?1;
+
 -- name: data_version
 -- Changes with every commit of another connection, in this process or any other.
 PRAGMA data_version;
@@ -24,7 +36,7 @@ PRAGMA data_version;
 -- name: insert_usage
 INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, occurred_at,
                       nonce)
-VALUES ('api_key', ?, ?, ?, ?, coalesce(?, CURRENT_TIMESTAMP), ?);
+VALUES (iif(?1 > 0, 'api_key', 'oauth_client'), abs(?1), ?2, ?3, ?4, coalesce(?5, CURRENT_TIMESTAMP), ?6);
 
 -- name: last_usage_id
 SELECT coalesce(max(usage_id), 0) FROM UsageLog;

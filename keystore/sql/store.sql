@@ -27,7 +27,8 @@ ORDER BY p.name;
 
 -- name: accounts
 SELECT a.*, p.name AS plan,
-       (SELECT count(*) FROM APIKeys AS k WHERE k.account_id = a.account_id) AS keys
+       (SELECT count(*) FROM APIKeys AS k WHERE k.account_id = a.account_id) AS keys,
+       (SELECT count(*) FROM OAuthClients AS c WHERE c.account_id = a.account_id) AS clients
 FROM Accounts AS a
 LEFT JOIN Plans AS p ON p.plan_id = a.plan_id
 WHERE :account_id IS NULL OR a.account_id = :account_id
@@ -63,6 +64,18 @@ SELECT plan_id FROM Plans WHERE name = ?;
 
 -- name: account_id
 SELECT account_id FROM Accounts WHERE email = ?;
+
+-- name: clients
+SELECT c.oauth_client_id, c.client_id, c.account_id, a.email AS account, c.is_active, c.created_at,
+       c.updated_at
+FROM OAuthClients AS c
+LEFT JOIN Accounts AS a ON a.account_id = c.account_id
+WHERE (:client_id IS NULL OR c.client_id = :client_id)
+  AND (:account IS NULL OR a.email = :account)
+ORDER BY c.oauth_client_id;
+
+-- name: client_id
+SELECT oauth_client_id FROM OAuthClients WHERE client_id = ?;
 
 -- name: plan_users
 SELECT email FROM Accounts WHERE plan_id = ? ORDER BY email LIMIT 3;

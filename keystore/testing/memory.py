@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from keystore import clock, tokens
 from keystore.edge.decision import (
+    ClientCredentials,
     Decision,
     Entry,
     Freshness,
@@ -24,8 +25,8 @@ from keystore.edge.decision import (
     decide,
 )
 from keystore.edge.rates import peek, spend
-from keystore.edge.slow import MAX_COST
-from keystore.errors import NotFoundError
+from keystore.edge.slow import MAX_COST, is_malformed
+from keystore.errors import AlreadyExistsError, NotFoundError
 
 _DAY = 86_400.0
 
@@ -40,7 +41,7 @@ class MemoryKeys:
         self.now = time.time()
         self._prefix = token_prefix
         self._lock = threading.RLock()
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str | ClientCredentials, Entry] = {}
         self._services: dict[int, frozenset[str]] = {}
         self._accounts: dict[str, int] = {}
         self._usage: dict[int, int] = {}
@@ -73,7 +74,7 @@ class MemoryKeys:
         with self._lock:
             api_key = uuid4()
             entry = Entry(
-                api_key_id=len(self._entries) + 1,
+                principal=len(self._entries) + 1,
                 api_key=str(api_key),
                 is_active=True,
                 status="assigned",
@@ -92,9 +93,50 @@ class MemoryKeys:
                 else None,
             )
             token = tokens.new_token(api_key, self._prefix)
-            self._services[entry.api_key_id] = frozenset(services)
+            self._services[entry.principal] = frozenset(services)
             self._put(token, entry)
             return token
+
+    def issue_client(
+        self,
+        account: str = "ada@example.org",
+        *,
+        client_id: str | None = None,
+        plan: str = "free",
+        rate_limit: int | None = None,
+        rate_window_seconds: int = 60,
+        rate_burst: int | None = None,
+        max_staleness_seconds: int | None = 3600,
+    ) -> ClientCredentials:
+        """Add an OAuth client; its id and secret stand for it below, as a token for a key.
+
+        The rest is as for :meth:`issue`.
+
+        Raises:
+            AlreadyExistsError: there is a client of that id.
+        """
+        with self._lock:
+            if client_id in {entry.client_id for entry in self._entries.values()} - {None}:
+                raise AlreadyExistsError(
+                    f"client {client_id!r} exists already.", hint="Name another."
+                )
+            token = self.issue(
+                account,
+                plan=plan,
+                rate_limit=rate_limit,
+                rate_window_seconds=rate_window_seconds,
+                rate_burst=rate_burst,
+                max_staleness_seconds=max_staleness_seconds,
+            )
+            entry = self._entries.pop(token)
+            sent = ClientCredentials(
+                client_id or str(uuid4()), tokens.new_client_secret(self._prefix)
+            )
+            self._put(
+                sent,
+                entry._replace(principal=-entry.principal, api_key=None, client_id=sent.client_id),
+            )
+            return sent
 
     def revoke(self, token: str) -> None:
         """Revoke a key, for good.
@@ -104,25 +146,25 @@ class MemoryKeys:
         """
         self._put(token, self._entry(token)._replace(is_active=False, status="revoked"))
 
-    def suspend(self, token: str) -> None:
-        """Give a key a status that allows no access."""
+    def suspend(self, token: str | ClientCredentials) -> None:
+        """Give a key a status that allows no access, or deactivate a client."""
         self._put(token, self._entry(token)._replace(is_active=False, status="suspended"))
 
     def expire(self, token: str) -> None:
         """Let a key expire now."""
         self._put(token, self._entry(token)._replace(expires_at=self.now))
 
-    def deactivate_account(self, token: str) -> None:
-        """Deactivate the account of a key, with all its keys."""
+    def deactivate_account(self, token: str | ClientCredentials) -> None:
+        """Deactivate the account of a key or client, with all of either."""
         account_id = self._entry(token).account_id
         with self._lock:
             for other, entry in list(self._entries.items()):
                 if entry.account_id == account_id:
                     self._put(other, entry._replace(account_is_active=False))
 
-    def usage(self, token: str) -> int:
-        """Return the units of usage counted for a key."""
-        return self._usage.get(self._entry(token).api_key_id, 0)
+    def usage(self, token: str | ClientCredentials) -> int:
+        """Return the units of usage counted for a key or client."""
+        return self._usage.get(self._entry(token).principal, 0)
 
     def wait(self, seconds: float) -> None:
         """Set the clock forward: keys expire, bursts fill up again; data do not grow older."""
@@ -159,15 +201,23 @@ class MemoryKeys:
         Raises:
             ValueError: ``cost`` is negative or above ``MAX_COST``.
         """
-        if not 0 <= cost <= MAX_COST:
-            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
-            raise ValueError(msg)
-        with self._lock:
-            decision = self._decide(token, service, cost, ip)
-            if decision.allowed and cost and decision.api_key_id is not None:
-                counted = self._usage.get(decision.api_key_id, 0)
-                self._usage[decision.api_key_id] = counted + cost
-            return decision
+        return self._check(token, service, cost, ip)
+
+    def check_client(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide on an OAuth client, as ``Validator.check_client`` does.
+
+        Raises:
+            ValueError: ``cost`` is negative or above ``MAX_COST``.
+        """
+        return self._check(ClientCredentials(client_id, secret), service, cost, ip)
 
     async def check_async(
         self, token: str, *, service: str | None = None, cost: int = 1, ip: str | None = None
@@ -175,31 +225,56 @@ class MemoryKeys:
         """Decide like :meth:`check`."""
         return self.check(token, service=service, cost=cost, ip=ip)
 
-    def _decide(self, token: str, service: str | None, cost: int, ip: str | None) -> Decision:
+    async def check_client_async(
+        self,
+        client_id: str,
+        secret: str,
+        *,
+        service: str | None = None,
+        cost: int = 1,
+        ip: str | None = None,
+    ) -> Decision:
+        """Decide like :meth:`check_client`."""
+        return self.check_client(client_id, secret, service=service, cost=cost, ip=ip)
+
+    def _check(
+        self, sent: str | ClientCredentials, service: str | None, cost: int, ip: str | None
+    ) -> Decision:
+        if not 0 <= cost <= MAX_COST:
+            msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
+            raise ValueError(msg)
+        with self._lock:
+            decision = self._decide(sent, service, cost, ip)
+            if decision.allowed and cost:
+                principal = self._entry(sent).principal
+                self._usage[principal] = self._usage.get(principal, 0) + cost
+            return decision
+
+    def _decide(
+        self, sent: str | ClientCredentials, service: str | None, cost: int, ip: str | None
+    ) -> Decision:
         if self._failure is Reason.UNAVAILABLE:
             return Decision(allowed=False, reason=Reason.UNAVAILABLE)
-        if not 0 < len(token) <= tokens.MAX_TOKEN_LENGTH:
-            return Decision(allowed=False, reason=Reason.MALFORMED)
-        if tokens.shape(token, self._prefix) is tokens.Shape.MISTYPED:
+        if is_malformed(sent, self._prefix):
             return Decision(allowed=False, reason=Reason.MALFORMED)
         if self._failure is not None:
             return Decision(allowed=False, reason=self._failure)
         fresh = self._freshness()
-        entry = self._entries.get(token)
+        entry = self._entries.get(sent)
         if entry is None:
             reason = Reason.OFFLINE if self._is_over else Reason.UNKNOWN
             return Decision(allowed=False, reason=reason, freshness=fresh)
-        has_service = service is None or service in self._services[entry.api_key_id]
+        has_service = service is None or service in self._services.get(entry.principal, ())
         decision = decide(entry, self.now, fresh, ip, has_service=has_service)
         if decision.allowed and entry.rate is not None:
-            decision = decision.with_rate(self._take(entry.api_key_id, entry.rate, cost))
+            decision = decision.with_rate(self._take(entry.principal, entry.rate, cost))
         return decision
 
-    def _take(self, api_key_id: int, rate: Rate, cost: int) -> RateLimit:
-        whole_at = self._whole_at.get(api_key_id, self.now)
+    def _take(self, principal: int, rate: Rate, cost: int) -> RateLimit:
+        whole_at = self._whole_at.get(principal, self.now)
         if not cost:
             return peek(whole_at, self.now, rate)
-        left, self._whole_at[api_key_id] = spend(whole_at, self.now, rate)
+        left, self._whole_at[principal] = spend(whole_at, self.now, rate)
         return left
 
     def _freshness(self) -> Freshness:
@@ -210,16 +285,21 @@ class MemoryKeys:
             limit = Limit(end, end, is_in_grace=False, is_over=True)
         return Freshness(self._change, clock.utc_text(as_of), self._age, limit)
 
-    def _entry(self, token: str) -> Entry:
+    def _entry(self, token: str | ClientCredentials) -> Entry:
         entry = self._entries.get(token)
         if entry is None:
+            if isinstance(token, ClientCredentials):
+                raise NotFoundError(
+                    f"no client {token.client_id!r} has that secret.",
+                    hint="Make one with issue_client().",
+                )
             digest = sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
             raise NotFoundError(
                 f"no key has the token with SHA-256 {digest[:12]}….", hint="Issue one with issue()."
             )
         return entry
 
-    def _put(self, token: str, entry: Entry) -> None:
+    def _put(self, token: str | ClientCredentials, entry: Entry) -> None:
         with self._lock:
             self._entries[token] = entry
             self._change += 1
