@@ -300,11 +300,27 @@ class StatusEvent(BaseModel):
 
 
 class Quota(BaseModel):
-    """What a key may use of a service, and what is left."""
+    """What a key may use of a service, and what is left of it.
+
+    ``remaining_quota`` is what the origin has written down; ``left`` is without what was used here
+    since, or taken by processes to be spent, and with a renewal that is due. ``renews_at`` is UTC.
+    """
 
     service: str
     initial_quota: int
     remaining_quota: int
+    left: int
+    renewal: str
+    renews_at: str | None
+    updated_at: str
+
+
+class PlanQuota(BaseModel):
+    """What a key that is issued on a plan gets of a service."""
+
+    plan: str
+    service: str
+    initial_quota: int
     renewal: str
     updated_at: str
 

@@ -13,6 +13,7 @@ from keystore.admin.accounts import AccountAdmin
 from keystore.admin.bulk import BulkAdmin
 from keystore.admin.credits import CreditAdmin
 from keystore.admin.keys import KeyAdmin
+from keystore.admin.plan_quotas import PlanQuotaAdmin
 from keystore.admin.plans import PlanAdmin
 from keystore.admin.services import ServiceAdmin
 from keystore.tables import TRACKED
@@ -49,7 +50,9 @@ class Status:
     targets: list[TargetStatus]
 
 
-class Store(PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin, CreditAdmin):
+class Store(
+    PlanAdmin, PlanQuotaAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, BulkAdmin, CreditAdmin
+):
     """An open store. Use it in a ``with`` statement, from one thread at a time.
 
     ``docs/python.md`` shows it at work.
