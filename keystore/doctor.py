@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _Q = sql.named("doctor")
 LARGE_WAL_BYTES = 256 << 20
+MANY_GONE = 10_000
 _LOGS = (("ChangeLog", "change_id"), ("UsageLog", "usage_id"))
 
 
@@ -51,6 +52,7 @@ def examine(file: StoreFile) -> list[Finding]:
         _text,
         _sequences,
         _bookkeeping,
+        _quotas,
         contact,
     ]
     found = [*_surroundings(file.path), *_library()]
@@ -188,6 +190,33 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "warning",
             f"the journal mode is {mode}, so a reader and a writer wait for each other.",
             "PRAGMA journal_mode = WAL",
+        )
+
+
+def _quotas(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    above = db.scalar(conn, _Q["quotas_above_initial"])
+    if above:
+        yield Finding(
+            "quota_above_initial",
+            "warning",
+            f"{above} quotas have more left than a period gives.",
+            "Somebody wrote remaining_quota; it stays until it is used, or `keystore key quota`.",
+        )
+    gone = db.scalar(conn, _Q["quotas_gone"])
+    if gone > MANY_GONE:
+        yield Finding(
+            "quota_use",
+            "warning",
+            f"{gone} rows of QuotaUse are of quotas that are gone.",
+            "DELETE FROM QuotaUse WHERE quota_id NOT IN (SELECT quota_id FROM APIKeyServiceQuotas)",
+        )
+    exhausted = db.scalar(conn, _Q["exhausted_with_units"])
+    if exhausted:
+        yield Finding(
+            "exhausted",
+            "warning",
+            f"{exhausted} keys are exhausted and have something left.",
+            "The next `keystore sync` of the origin lifts it.",
         )
 
 

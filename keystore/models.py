@@ -76,8 +76,6 @@ Email = Annotated[
     AfterValidator(_plain),
 ]
 Moment = Annotated[datetime, AfterValidator(_to_utc)]
-
-
 Network = Annotated[str, AfterValidator(_network)]
 Units = Annotated[int, Field(ge=0, lt=2**63)]
 Rated = Annotated[int, Field(gt=0, le=1_000_000_000)]
@@ -300,10 +298,9 @@ class StatusEvent(BaseModel):
 
 
 class Quota(BaseModel):
-    """What a key may use of a service, and what is left of it.
+    """What a key may use of a service; ``remaining_quota`` is what the origin has written down.
 
-    ``remaining_quota`` is what the origin has written down; ``left`` is without what was used here
-    since, or taken by processes to be spent, and with a renewal that is due. ``renews_at`` is UTC.
+    ``left`` is without what was used here since or taken to be spent, with a renewal that is due.
     """
 
     service: str

@@ -138,6 +138,8 @@ def is_own_due(conn: "sqlite3.Connection", store_id: str, now: float) -> bool:
         for renewal, period in (("daily", _day(now)), ("monthly", _month(now)))
     ):
         return True
+    if conn.execute(_Q["is_lift_due"]).fetchone()[0]:
+        return True
     after, head, rows = _own_use(conn, store_id, now)
     return bool(rows) or head - after >= MOST_UNSETTLED
 

@@ -287,13 +287,7 @@ class KeyAdmin(Admin):
     def _quotas(self, api_key_id: int) -> list[models.Quota]:
         now = time.time()
         found = quotas.of_key(self.file.conn, api_key_id, self.info.store_id, now)
-        return [
-            models.Quota(
-                **row,
-                renews_at=(end := quotas.renews_at(row["renewal"], now)) and clock.utc_text(end),
-            )
-            for row in found
-        ]
+        return [models.Quota(**row, renews_at=_renewal_text(row["renewal"], now)) for row in found]
 
     def _quota(self, api_key_id: int, service: str) -> models.Quota:
         for quota in self._quotas(api_key_id):
@@ -337,3 +331,8 @@ def _no_such_key() -> NotFoundError:
         "there is no such key.",
         hint="Name it by its UUID (`keystore key list`) or by its token.",
     )
+
+
+def _renewal_text(renewal: str, now: float) -> str | None:
+    end = quotas.renews_at(renewal, now)
+    return None if end is None else clock.utc_text(end)

@@ -52,7 +52,7 @@ class PlanQuotaAdmin(Admin):
                     return quota
             raise NotFoundError(
                 f"plan {plan!r} has no quota for {service!r}.",
-                hint="`keystore plan list` shows what plans have.",
+                hint="`keystore plan quotas` shows what plans have.",
             )
 
     def plan_quotas(self, plan: str | None = None) -> list[models.PlanQuota]:

@@ -61,3 +61,16 @@ UPDATE APIKeyStatusEvents SET old_status = ?, status = ?, reason = ? WHERE event
 
 -- name: log_event
 INSERT INTO ChangeLog (table_name, record_id, operation) VALUES ('APIKeyStatusEvents', ?, 'UPDATE');
+
+-- name: quotas_above_initial
+SELECT count(*) FROM APIKeyServiceQuotas WHERE remaining_quota > initial_quota;
+
+-- name: quotas_gone
+-- (an update that replaces a quota leaves such a row; it does no harm)
+SELECT count(*) FROM QuotaUse WHERE quota_id NOT IN (SELECT quota_id FROM APIKeyServiceQuotas);
+
+-- name: exhausted_with_units
+SELECT count(*) FROM APIKeys AS k
+WHERE k.status = 'exhausted'
+  AND EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+              WHERE q.api_key_id = k.api_key_id AND q.remaining_quota > 0);

@@ -75,8 +75,10 @@ SELECT coalesce((SELECT usage_id FROM UsageSettlements WHERE replica_id = ?), 0)
 SELECT replica_id, usage_id FROM UsageSettlements;
 
 -- name: own_use
--- Rows of the period that a quota is in: what is due to be renewed is renewed first.
-SELECT q.api_key_id, q.service_id, q.renewed_at,
+-- Rows of the period that a quota is in, and when that began.
+SELECT q.api_key_id, q.service_id,
+       max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
+                                        WHEN 'monthly' THEN :month ELSE '' END),
        CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER)
 FROM UsageLog AS l
 LEFT JOIN QuotaSuccessors AS s ON s.api_key_id = l.principal_id
@@ -90,6 +92,11 @@ GROUP BY q.quota_id;
 -- name: is_renewal_due
 SELECT EXISTS (SELECT 1 FROM APIKeyServiceQuotas
                WHERE renewal = :renewal AND renewed_at < :period AND remaining_quota < initial_quota);
+
+-- name: is_lift_due
+SELECT EXISTS (SELECT 1 FROM APIKeys AS k
+               JOIN APIKeyServiceQuotas AS q ON q.api_key_id = k.api_key_id AND q.remaining_quota > 0
+               WHERE k.status = 'exhausted' AND k.status <> 'assigned');
 
 -- name: renew
 -- What nobody has used needs no renewal: it would be a change of every row, every day.
@@ -143,6 +150,6 @@ UPDATE APIKeys SET
     status = 'assigned',
     status_reason = 'a quota is there again',
     updated_at = CURRENT_TIMESTAMP
-WHERE status = 'exhausted'
+WHERE status = 'exhausted' AND status <> 'assigned' -- (so that its index serves)
   AND EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
               WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0);
