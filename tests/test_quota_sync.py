@@ -1,5 +1,7 @@
 """What edges use of a quota comes back to the origin, is deducted once, and flows to all edges."""
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +10,22 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner, Result
 
-from keystore import Reason, Store, Validator, models, sql
+from keystore import Decision, Reason, Store, Validator, models, quotas, sql
+from keystore.admin.bulk import BulkIssue
 from keystore.backup import backup, restore
+from keystore.cli import main
 from keystore.db import open_store
-from keystore.sync import engine, targets
+from keystore.errors import NotFoundError
+from keystore.http.answers import answer
+from keystore.sync import engine, targets, usage_files, usage_keys
 from keystore.sync.engine import Report
 from keystore.sync.follow import Follower
 from keystore.sync.memory import MemoryHub
 from keystore.sync.postgres import PostgresHub
 from keystore.sync.protocols import News
+from keystore.testing.memory import MemoryKeys
 from tests.centre import Centre
 from tests.failures import Children, once, reaching
 
@@ -213,37 +221,57 @@ def test_usage_without_a_quota_is_passed_over_in_large_steps(
     assert len(set(changes)) == 3
 
 
-def test_a_hub_is_asked_by_an_index_and_takes_any_number(hub_url: str) -> None:
-    origin, replica = "01890a5d-ac96-774b-bcce-b302099a8057", "01890a5d-ac96-774b-bcce-b302099a8058"
+ORIGIN, REPLICA = "01890a5d-ac96-774b-bcce-b302099a8057", "01890a5d-0000-774b-bcce-000000000042"
+_ADD_USAGE = (
+    "INSERT INTO keystore.usage_log (store_id, usage_id, origin_id, principal_type, principal_id,"
+    " service_id, amount, occurred_at) "
+)
+
+
+def test_a_hub_reads_what_is_new_and_not_what_is_settled_or_anothers(hub_url: str) -> None:
     with psycopg.connect(hub_url, autocommit=True) as conn:
+        # 60 replicas of 1,000 rows each; a third are ours
         conn.execute(
-            "INSERT INTO keystore.usage_log (store_id, usage_id, origin_id, principal_type,"
-            " principal_id, service_id, amount, occurred_at) SELECT %s::UUID, n, %s, 'api_key', 1,"
-            " nullif(n %% 100, 0), 1, now() FROM generate_series(1, 30000) AS n",
-            (replica, origin),
+            _ADD_USAGE
+            + "SELECT format('01890a5d-0000-774b-bcce-%%s', lpad(s::TEXT, 12, '0'))::UUID,"
+            " n, CASE WHEN s > 40 THEN %s::UUID ELSE gen_random_uuid() END, 'api_key', 1, 1, 1, now()"
+            " FROM generate_series(1, 60) AS s, generate_series(1, 1000) AS n",
+            (ORIGIN,),
         )
         conn.execute("ANALYZE keystore.usage_log")
-        conn.execute(
-            "INSERT INTO keystore.usage_log (store_id, usage_id, origin_id, principal_type,"
-            " principal_id, service_id, amount, occurred_at) VALUES"
-            " (%(replica)s, 40001, %(origin)s, 'api_key', 1, 1, 9223372036854775807, 'infinity'),"
-            " (%(replica)s, 40002, %(origin)s, 'api_key', 1, 1, 9223372036854775807, 'infinity'),"
-            " (%(replica)s, 40003, %(origin)s, 'api_key', 2, 1, -7, '-infinity')",
-            {"replica": replica, "origin": origin},
-        )
+        replicas = [f"01890a5d-0000-774b-bcce-{number:012}" for number in range(41, 61)]
         plan = conn.execute(
-            "EXPLAIN " + sql.named("hub")["consumption"],
-            {"origin_id": origin, "stores": [replica], "settled": [29_999]},
+            "EXPLAIN (ANALYZE) " + sql.named("hub")["consumption"],
+            {"origin_id": ORIGIN, "stores": replicas, "settled": [990] * 20},
         ).fetchall()
     text = "\n".join(row[0] for row in plan)
-    assert text.count("usage_log_consumed") == 3, text
-    assert "Seq Scan" not in text
+    assert "Seq Scan" not in text, text
+    removed = re.findall(r"Rows Removed by [A-Za-z ]+: (\d+)", text)
+    assert sum(map(int, removed)) < 1000, text
     hub = PostgresHub(hub_url)
     try:
-        (used,) = hub.consumption(origin, {replica: 29_999})
+        found = hub.consumption(ORIGIN, dict.fromkeys(replicas, 990))
     finally:
         hub.close()
-    assert (used.store_id, used.up_to) == (replica, 40_003)
+    assert [used.store_id for used in found] == replicas
+    assert {(used.up_to, used.rows[0].amount) for used in found} == {(1000, 10)}
+
+
+def test_no_number_that_a_replica_tells_stops_the_origin(hub_url: str) -> None:
+    with psycopg.connect(hub_url, autocommit=True) as conn:
+        conn.execute(
+            _ADD_USAGE
+            + "VALUES (%(replica)s, 1, %(origin)s, 'api_key', 1, 1, 9223372036854775807, 'infinity'),"
+            " (%(replica)s, 2, %(origin)s, 'api_key', 1, 1, 9223372036854775807, 'infinity'),"
+            " (%(replica)s, 3, %(origin)s, 'api_key', 2, 1, -7, '-infinity')",
+            {"replica": REPLICA, "origin": ORIGIN},
+        )
+    hub = PostgresHub(hub_url)
+    try:
+        (used,) = hub.consumption(ORIGIN, {})
+    finally:
+        hub.close()
+    assert (used.store_id, used.up_to) == (REPLICA, 3)
     assert sorted(row.amount for row in used.rows) == [0, 1 << 62]
 
 
@@ -317,3 +345,147 @@ def test_an_idle_follower_settles_once_and_then_stays_idle(
     follower.run()
     assert len(rounds) == 1
     assert store.quotas(token)[0].remaining_quota == 991
+
+
+def test_usage_files_are_deducted_once_in_any_order(fleet: Fleet, tmp_path: Path) -> None:
+    one = fleet.replicate()
+    folder, key = tmp_path / "out", tmp_path / "usage.key"
+    folder.mkdir()
+    files = []
+    with open_store(one) as file:
+        enrolment, *_ = usage_keys.make_key(file, key)
+        replica_id = file.info().store_id
+        for cost in (1, 20, 300):
+            fleet.use(one, cost)
+            files += [Path(item.path) for item in usage_files.export(file, folder, key)]
+    store = fleet.store.file
+    usage_keys.enroll(store, enrolment)
+
+    for file_, left, rows in ((2, 700, 0), (0, 699, 1), (0, 699, 1), (1, 679, 3), (2, 679, 3)):
+        usage_files.ingest(store, [files[file_]])
+        assert fleet.quota().left == left
+        assert quotas.settled(store.conn).get(replica_id, 0) == rows
+        fleet.sync_origin()
+        with open_store(one) as file:  # (the hub gets no usage of it)
+            engine.pull(file, fleet.centre.hub, "hub:", Report(""))
+        assert fleet.quota(one).left == left - {0: 321, 1: 320, 3: 0}[rows]
+
+
+@pytest.mark.parametrize("step", ["ingest.verified", "ingest.inserted", "ingest.taken"])
+def test_a_usage_file_is_deducted_once_through_a_kill(
+    store: Store, tmp_path: Path, children: Children, step: str
+) -> None:
+    store.add_service("tts")
+    token = store.issue_key(ADA, quotas={"tts": 1000}).token
+    hub, replica, key = MemoryHub(), tmp_path / "replica.db", tmp_path / "usage.key"
+    engine.push(store.file, hub, "memory:", Report(""))
+    engine.replicate(hub, "memory:", replica, Report(""))
+    with Validator(replica) as validator:
+        assert validator.check(token, service="tts", cost=100).allowed
+    with open_store(replica) as file:
+        usage_keys.enroll(store.file, usage_keys.make_key(file, key)[0])
+        (written,) = usage_files.export(file, tmp_path, key)
+    order = ("usage", "ingest", written.path, "--db", store.file.path)
+    status, said = children.run(*order, step=step)
+    assert status == -9, said
+    assert children.run(*order)[0] == 0
+    assert [quota.left for quota in store.quotas(token)] == [900]
+
+
+def test_keys_get_the_quotas_of_their_plan_unless_others_are_given(store: Store) -> None:
+    for name in ("tts", "ocr"):
+        store.add_service(name)
+    store.set_plan_quota("free", "tts", 5, renewal="daily")
+    store.set_plan_quota("free", "ocr", 6)
+    alone = store.issue_key(ADA, quotas={"ocr": 9})
+    before = store.keys()
+    rows = [BulkIssue(account=ADA), BulkIssue(account=ADA)]
+    assert store.issue_keys(rows, write_token=lambda _: None) == 2
+    issued = store.keys()
+    found = [
+        [(quota.service, quota.left, quota.renewal) for quota in store.quotas(key.api_key)]
+        for key in issued
+    ]
+    assert found == [
+        [("ocr", 9, "never"), ("tts", 5, "daily")],
+        *[[("ocr", 6, "never"), ("tts", 5, "daily")]] * 2,
+    ]
+    store.remove_plan_quota("free", "tts")
+    assert [quota.service for quota in store.plan_quotas("free")] == ["ocr"]
+    assert [quota.service for quota in store.quotas(store.issue_key(ADA).token)] == ["ocr"]
+    assert [quota.service for quota in store.quotas(alone.token)] == ["ocr", "tts"]
+    assert before == [alone.key]
+    with pytest.raises(NotFoundError):
+        store.remove_plan_quota("free", "tts")
+
+
+def test_a_quota_is_topped_up_in_its_period_and_taken_away(store: Store) -> None:
+    store.add_service("tts")
+    token = store.issue_key(ADA, quotas={"tts": 10}).token
+    with Validator(store.file.path) as validator:
+        assert validator.check(token, service="tts", cost=8).allowed
+        assert store.top_up(token, "tts", 5).left == 7
+        assert validator.check(token, service="tts", cost=7).allowed
+        assert not validator.check(token, service="tts").allowed
+        store.remove_quota(token, "tts")
+        assert validator.check(token, service="tts").reason is Reason.SERVICE
+    with pytest.raises(NotFoundError):
+        store.top_up(token, "tts", 5)
+
+
+def test_commands_set_raise_show_and_take_quotas(store: Store) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, "--db", str(store.file.path)])
+
+    store.add_service("tts")
+    said = run("plan", "quota", "free", "tts=10", "--renew", "monthly")
+    assert said.output == "Plan free gives 10 units of tts, renewed monthly.\n"
+    key = store.issue_key(ADA).key.api_key
+    assert "15 units of tts" in run("key", "quota", key, "tts=+5").output
+    (shown,) = json.loads(run("key", "quotas", key, "--json").output)
+    assert (shown["left"], shown["initial_quota"], shown["renewal"]) == (15, 15, "monthly")
+    assert shown["renews_at"].endswith("-01 00:00:00")
+    assert "15 of 15 left" in run("key", "show", key).output
+    assert run("key", "quota", key, "tts=none").exit_code == 0
+    assert run("key", "quota", key, "tts=+1").exit_code == 1
+    assert run("key", "quota", key, "tts=+1", "--renew", "daily").exit_code == 2
+    assert "tts" in run("plan", "quotas").output
+    assert run("plan", "quota", "free", "tts=+1").exit_code == 2
+    assert run("plan", "quota", "free", "tts=none").exit_code == 0
+    assert run("plan", "quota", "free", "tts=none").exit_code == 1
+
+
+def test_a_quota_that_is_used_up_is_429_until_it_renews(store: Store) -> None:
+    store.add_service("tts")
+    token = store.issue_key(ADA, quotas={"tts": 1}, renewal="daily").token
+    forever = store.issue_key(ADA, quotas={"tts": 0}).token
+    with Validator(store.file.path) as validator:
+        yes = answer(validator.check(token, service="tts"), "tts")
+        no = answer(validator.check(token, service="tts"), "tts")
+        never = answer(validator.check(forever, service="tts"), "tts")
+    assert (yes.status, no.status, never.status) == (200, 429, 429)
+    headers = dict(no.headers)
+    assert 0 < int(headers["Retry-After"]) <= 86_400
+    assert headers["RateLimit-Policy"] == '"quota";q=1'
+    assert headers["RateLimit"].startswith('"quota";r=0;t=')
+    assert json.loads(no.body)["reason"] == "quota_exceeded"
+    assert "Retry-After" not in dict(never.headers)
+    assert answer(validator_decision(), "tts", is_nginx=True).status == 403
+
+
+def validator_decision() -> Decision:
+    return Decision(allowed=False, reason=Reason.QUOTA_EXCEEDED)
+
+
+def test_keys_in_memory_spend_quotas_as_a_store_does(store: Store) -> None:
+    keys = MemoryKeys()
+    store.add_service("tts")
+    memory, real = keys.issue(quotas={"tts": 5}), store.issue_key(ADA, quotas={"tts": 5}).token
+    with Validator(store.file.path) as validator:
+        for cost in (0, 3, 3, 2, 0, 1):
+            one = keys.check(memory, service="tts", cost=cost)
+            other = validator.check(real, service="tts", cost=cost)
+            assert one.reason is other.reason
+            assert one.quota is not None
+            assert other.quota is not None
+            assert one.quota.remaining == other.quota.remaining
