@@ -234,7 +234,8 @@ def test_a_hub_reads_what_is_new_and_not_what_is_settled_or_anothers(hub_url: st
         conn.execute(
             _ADD_USAGE
             + "SELECT format('01890a5d-0000-774b-bcce-%%s', lpad(s::TEXT, 12, '0'))::UUID,"
-            " n, CASE WHEN s > 40 THEN %s::UUID ELSE gen_random_uuid() END, 'api_key', 1, 1, 1, now()"
+            " n, CASE WHEN s > 40 THEN %s::UUID ELSE gen_random_uuid() END, 'api_key', 1, 1, 1,"
+            " now()"
             " FROM generate_series(1, 60) AS s, generate_series(1, 1000) AS n",
             (ORIGIN,),
         )
@@ -261,10 +262,10 @@ def test_no_number_that_a_replica_tells_stops_the_origin(hub_url: str) -> None:
     with psycopg.connect(hub_url, autocommit=True) as conn:
         conn.execute(
             _ADD_USAGE
-            + "VALUES (%(replica)s, 1, %(origin)s, 'api_key', 1, 1, 9223372036854775807, 'infinity'),"
-            " (%(replica)s, 2, %(origin)s, 'api_key', 1, 1, 9223372036854775807, 'infinity'),"
+            + "VALUES (%(replica)s, 1, %(origin)s, 'api_key', 1, 1, %(most)s, 'infinity'),"
+            " (%(replica)s, 2, %(origin)s, 'api_key', 1, 1, %(most)s, 'infinity'),"
             " (%(replica)s, 3, %(origin)s, 'api_key', 2, 1, -7, '-infinity')",
-            {"replica": REPLICA, "origin": ORIGIN},
+            {"replica": REPLICA, "origin": ORIGIN, "most": 2**63 - 1},
         )
     hub = PostgresHub(hub_url)
     try:
