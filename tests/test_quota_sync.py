@@ -17,8 +17,11 @@ from keystore.admin.bulk import BulkIssue
 from keystore.backup import backup, restore
 from keystore.cli import main
 from keystore.db import open_store
+from keystore.doctor import examine
 from keystore.errors import NotFoundError
 from keystore.http.answers import answer
+from keystore.http.unkey import verify
+from keystore.scope import ScopedReader
 from keystore.sync import engine, targets, usage_files, usage_keys
 from keystore.sync.engine import Report
 from keystore.sync.follow import Follower
@@ -490,3 +493,40 @@ def test_keys_in_memory_spend_quotas_as_a_store_does(store: Store) -> None:
             assert one.quota is not None
             assert other.quota is not None
             assert one.quota.remaining == other.quota.remaining
+
+
+def test_the_doctor_finds_quotas_that_cannot_be(store: Store) -> None:
+    store.add_service("tts")
+    key = store.issue_key(ADA, quotas={"tts": 10}).key.api_key
+    store.set_key_status(key, "exhausted")
+    store.file.conn.execute("UPDATE APIKeyServiceQuotas SET remaining_quota = 11")
+    assert {item.id for item in examine(store.file)} == {"exhausted", "quota_above_initial"}
+    targets.sync_opened(store.file, MemoryHub(), Report("memory:"))
+    assert {item.id for item in examine(store.file)} == {"quota_above_initial"}
+    assert [event.status for event in store.history(key)] == ["assigned", "exhausted", "assigned"]
+
+
+def test_a_part_of_the_rows_tells_each_replica_up_to_where_it_is_settled(store: Store) -> None:
+    store.add_service("tts")
+    with Validator(store.file.path) as validator:
+        token = store.issue_key(ADA, quotas={"tts": 10}).token
+        assert validator.check(token, service="tts").allowed
+    store.set_plan_quota("free", "tts", 5)
+    targets.sync_opened(store.file, MemoryHub(), Report("memory:"))
+    for kind in ("account", "service"):
+        reader = ScopedReader(store.file, kind, 1)
+        assert sum(len(page.rows) for page in reader) > 3
+        assert (reader.counts["UsageSettlements"], reader.counts["PlanServiceQuotas"]) == (1, 0)
+
+
+def test_a_key_is_refused_for_what_is_used_up_and_may_use_the_rest(store: Store) -> None:
+    for name in ("tts", "ocr"):
+        store.add_service(name)
+    token = store.issue_key(ADA, quotas={"tts": 0, "ocr": 7}).token
+    found = []
+    with Validator(store.file.path) as validator:
+        for query in ("tts", "tts OR ocr", "tts AND ocr"):
+            body = json.dumps({"key": token, "permissions": query}).encode()
+            found.append(json.loads(verify(validator, body, None).body)["data"])
+    assert [data["code"] for data in found] == ["USAGE_EXCEEDED", "VALID", "USAGE_EXCEEDED"]
+    assert [data["credits"] for data in found] == [0, 6, 0]
