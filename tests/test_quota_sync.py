@@ -22,7 +22,7 @@ from keystore.errors import NotFoundError
 from keystore.http.answers import answer
 from keystore.http.unkey import verify
 from keystore.scope import ScopedReader
-from keystore.sync import engine, targets, usage_files, usage_keys
+from keystore.sync import engine, follow, targets, usage_files, usage_keys
 from keystore.sync.engine import Report
 from keystore.sync.follow import Follower
 from keystore.sync.memory import MemoryHub
@@ -312,6 +312,54 @@ def children() -> Iterator[Children]:
     running.close()
 
 
+def follow_for(
+    looks: int,
+    store: Store,
+    hub: MemoryHub,
+    monkeypatch: pytest.MonkeyPatch,
+    poll: float | None = None,
+) -> None:
+    """Follow a hub that has no news, until it was asked so often: idleness is no matter of time."""
+
+    class Silence:
+        asked = 0
+
+        def wait(self, _: float) -> list[News]:
+            self.asked += 1
+            if self.asked == looks:
+                follower.stop()
+            return []
+
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[MemoryHub]:
+        yield hub
+
+    monkeypatch.setattr(hub, "watch", lambda _: Silence())
+    follower = Follower(store.file.path, "memory:", lambda _: None, opened=opened, poll=poll)
+    follower.run()
+
+
+def test_a_follower_at_work_settles_now_and_then(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "SETTLE_SECONDS", 1e6)
+    store.add_service("tts")
+    token = store.issue_key(ADA, quotas={"tts": 1000}).token
+    seen: list[int] = []
+    sync_opened = targets.sync_opened
+
+    def used(*args: object, **kwargs: object) -> None:
+        with Validator(store.file.path) as validator:
+            assert validator.check(token, service="tts").allowed
+        sync_opened(*args, **kwargs)  # type: ignore[arg-type]
+        seen.append(store.quotas(token)[0].remaining_quota)
+
+    monkeypatch.setattr(targets, "sync_opened", used)
+    follow_for(3, store, MemoryHub(), monkeypatch, poll=1e-9)
+    assert seen == [999] * 3
+    assert store.quotas(token)[0].left == 997
+
+
 def test_an_idle_follower_settles_once_and_then_stays_idle(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,25 +376,7 @@ def test_an_idle_follower_settles_once_and_then_stays_idle(
     monkeypatch.setattr(targets, "sync_opened", counted)
     with Validator(store.file.path) as validator:
         assert validator.check(token, service="tts", cost=9).allowed
-    looks = 0
-
-    class Silence:
-        """Has no news, and ends it all after so many looks: idleness is no matter of time."""
-
-        def wait(self, _: float) -> list[News]:
-            nonlocal looks
-            looks += 1
-            if looks == 20:
-                follower.stop()
-            return []
-
-    @contextmanager
-    def opened(*_: object, **__: object) -> Iterator[MemoryHub]:
-        yield hub
-
-    monkeypatch.setattr(hub, "watch", lambda _: Silence())
-    follower = Follower(store.file.path, "memory:", lambda _: None, opened=opened)
-    follower.run()
+    follow_for(20, store, hub, monkeypatch)
     assert len(rounds) == 1
     assert store.quotas(token)[0].remaining_quota == 991
 
