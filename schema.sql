@@ -354,6 +354,14 @@ CREATE TABLE QuotaUse (
     leased INTEGER NOT NULL DEFAULT 0 CHECK (typeof(leased) = 'integer' AND leased >= 0)
 );
 
+-- At an origin: who a key's quotas have gone to when it was rotated. What the old key used before, and is
+-- told of later, is its successor's.
+CREATE TABLE QuotaSuccessors (
+    api_key_id INTEGER PRIMARY KEY,
+    successor_id INTEGER NOT NULL
+);
+CREATE INDEX idx_quotasuccessors_successor_id ON QuotaSuccessors (successor_id);
+
 -- What an account has, at the store that keeps its ledger. It cannot go below zero, whoever writes.
 CREATE TABLE CreditBalances (
     account_id INTEGER PRIMARY KEY CHECK (account_id > 0),

@@ -6,7 +6,7 @@ must not pass for the one that went on: a restore gives it a new incarnation.
 
 from pathlib import Path
 
-from keystore import db, sql
+from keystore import changelog, db, sql
 from keystore.errors import DamagedStoreError
 from keystore.migrate import draft_path, publish
 
@@ -51,6 +51,8 @@ def _copy(file: db.StoreFile, path: Path, *, new_incarnation: bool) -> None:
                 file.conn.backup(target)
                 if new_incarnation:
                     db.renew_incarnation(target)
+                    if not file.info().is_origin:
+                        changelog.skip_usage_ids(target)
         finally:
             target.close()
         publish(draft, path)

@@ -5,6 +5,7 @@ record as it is now: present means upsert, absent means delete. Many changes to 
 one look, replay is idempotent, and a spurious row is harmless.
 """
 
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,6 +112,17 @@ def keep_ids_above(conn: "sqlite3.Connection", highest: Mapping[str, int], chang
         conn.execute(_Q["add_sequence"], {"name": name, "value": value})
         conn.execute(_Q["raise_sequence"], {"name": name, "value": value})
     conn.execute(_Q["skip_ids"], {"change": change})
+
+
+def skip_usage_ids(conn: "sqlite3.Connection") -> None:
+    """Go on with usage ids that no other copy of this replica has given.
+
+    Its origin knows by an id up to where this store's usage is settled. From the clock, because
+    nobody here knows how far the other copy has come.
+    """
+    values = {"name": "UsageLog", "value": time.time_ns() // 1000}
+    conn.execute(_Q["add_sequence"], values)
+    conn.execute(_Q["raise_sequence"], values)
 
 
 def compact(conn: "sqlite3.Connection", floor: int) -> int:

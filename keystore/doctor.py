@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _Q = sql.named("doctor")
 LARGE_WAL_BYTES = 256 << 20
 _SEVERITIES = ("error", "warning", "info")
+MANY_GONE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def examine(file: StoreFile) -> list[Finding]:
         _bookkeeping,
         _credits,
         _usage,
+        _quotas,
         contact,
     ]
     found = [*_surroundings(file.path), *_library()]
@@ -248,6 +250,33 @@ def _usage(conn: "sqlite3.Connection") -> Iterator[Finding]:
                 "Nothing to do: the trail outlives keys and clients. `keystore usage --by "
                 "principal` counts it.",
             )
+
+
+def _quotas(conn: "sqlite3.Connection") -> Iterator[Finding]:
+    above = db.scalar(conn, _Q["quotas_above_initial"])
+    if above:
+        yield Finding(
+            "quota_above_initial",
+            "warning",
+            f"{above} quotas have more left than a period gives.",
+            "Somebody wrote remaining_quota; it stays until it is used, or `keystore key quota`.",
+        )
+    gone = db.scalar(conn, _Q["quotas_gone"])
+    if gone > MANY_GONE:
+        yield Finding(
+            "quota_use",
+            "warning",
+            f"{gone} rows of QuotaUse are of quotas that are gone.",
+            "DELETE FROM QuotaUse WHERE quota_id NOT IN (SELECT quota_id FROM APIKeyServiceQuotas)",
+        )
+    exhausted = db.scalar(conn, _Q["exhausted_with_units"])
+    if exhausted:
+        yield Finding(
+            "exhausted",
+            "warning",
+            f"{exhausted} keys are exhausted and have something left.",
+            "The next `keystore sync` of the origin lifts it.",
+        )
 
 
 def _contact(info: StoreInfo) -> Iterator[Finding]:

@@ -7,6 +7,9 @@ kill this process, kill the server, restore a backup.
 from collections.abc import Callable
 
 STEPS = (
+    "settle.own",
+    "settle.received",
+    "settle.store",
     "push.begin",
     "push.locked",
     "push.page",

@@ -76,8 +76,6 @@ Email = Annotated[
     AfterValidator(_plain),
 ]
 Moment = Annotated[datetime, AfterValidator(_to_utc)]
-
-
 Network = Annotated[str, AfterValidator(_network)]
 Units = Annotated[int, Field(ge=0, lt=2**63)]
 Rated = Annotated[int, Field(gt=0, le=1_000_000_000)]
@@ -310,11 +308,26 @@ class StatusEvent(BaseModel):
 
 
 class Quota(BaseModel):
-    """What a key may use of a service, and what is left."""
+    """What a key may use of a service; ``remaining_quota`` is what the origin has written down.
+
+    ``left`` is without what was used here since or taken to be spent, with a renewal that is due.
+    """
 
     service: str
     initial_quota: int
     remaining_quota: int
+    left: int
+    renewal: str
+    renews_at: str | None
+    updated_at: str
+
+
+class PlanQuota(BaseModel):
+    """What a key that is issued on a plan gets of a service."""
+
+    plan: str
+    service: str
+    initial_quota: int
     renewal: str
     updated_at: str
 

@@ -9,7 +9,7 @@ so an edge without contact renews it by itself.
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keystore import clock, sql
 
@@ -20,6 +20,8 @@ LARGEST_LEASE = 1_000
 """Units that a process takes at once, at most: what a crash may leave unspent until the renewal."""
 SHARE = 16
 """A process takes one of so many parts of what is left, so that all of it can be spent."""
+MOST_UNSETTLED = 10_000
+"""Rows of usage without a quota that an origin passes over again and again before it notes them."""
 
 _Q = sql.named("quotas")
 
@@ -74,6 +76,16 @@ def left(conn: "sqlite3.Connection", quota_id: int, store_id: str, now: float) -
     return Left(quota_id, initial, max(0, remaining - used), period, renews_at(renewal, now))
 
 
+def of_key(
+    conn: "sqlite3.Connection", api_key_id: int, store_id: str, now: float
+) -> list[dict[str, Any]]:
+    """Return what a key may use and what is left of it here, by service. Reads only."""
+    who = {"api_key_id": api_key_id, "store_id": store_id}
+    found = conn.execute(_Q["of_key"], {**who, "day": _day(now), "month": _month(now)})
+    names = [column[0] for column in found.description]
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
 def lease(conn: "sqlite3.Connection", found: Left, units: int, most: int) -> tuple[int, Left]:
     """Take at least ``units`` of a quota, if there are so many, and up to ``most``; else none.
 
@@ -119,38 +131,95 @@ class Consumed(NamedTuple):
     amount: int
 
 
+def settled(conn: "sqlite3.Connection") -> dict[str, int]:
+    """Return up to which row of its UsageLog each store is settled, by store id."""
+    return dict(conn.execute(_Q["all_settled"]).fetchall())
+
+
+def is_own_due(conn: "sqlite3.Connection", store_id: str, now: float) -> bool:
+    """At an origin: whether :func:`settle_own` would write. Reads only."""
+    if any(
+        conn.execute(_Q["is_renewal_due"], {"renewal": renewal, "period": period}).fetchone()[0]
+        for renewal, period in (("daily", _day(now)), ("monthly", _month(now)))
+    ):
+        return True
+    if conn.execute(_Q["is_lift_due"]).fetchone()[0]:
+        return True
+    after, head, rows = _own_use(conn, store_id, now)
+    return bool(rows) or head - after >= MOST_UNSETTLED
+
+
 def settle_own(conn: "sqlite3.Connection", store_id: str, now: float) -> None:
     """At an origin: deduct what was used here. Part of the caller's write transaction."""
     _renew(conn, now)
-    (head,) = conn.execute(_Q["usage_head"]).fetchone()
-    (settled,) = conn.execute(_Q["settled"], (store_id,)).fetchone()
-    rows = [Consumed(*row) for row in conn.execute(_Q["own_use"], (settled, head))]
-    if rows:
-        settle(conn, store_id, head, rows, now)
+    after, head, rows = _own_use(conn, store_id, now)
+    if rows or head - after >= MOST_UNSETTLED:
+        settle(conn, store_id, after, head, rows, now)
+    else:
+        mark_exhausted(conn)
 
 
 def settle(
     conn: "sqlite3.Connection",
     store_id: str,
+    after: int,
     up_to: int,
     rows: Iterable[Consumed],
     now: float,
 ) -> None:
-    """At an origin: deduct what a store has used, up to a row of its UsageLog.
+    """At an origin: deduct what a store has used, after a row of its UsageLog and up to another.
+
+    If the store is not settled up to just ``after``, somebody else has done it meanwhile, and
+    nothing happens. Part of the caller's write transaction.
+    """
+    (known,) = conn.execute(_Q["settled"], (store_id,)).fetchone()
+    if known == after < up_to:
+        deduct(conn, rows, now)
+        note_settled(conn, store_id, up_to)
+
+
+def deduct(conn: "sqlite3.Connection", rows: Iterable[Consumed], now: float) -> None:
+    """At an origin: deduct what was used, whoever has to see that it is deducted once.
 
     Renews what is due first, and sets and lifts the status ``exhausted`` of the keys. Part of the
     caller's write transaction.
     """
     _renew(conn, now)
+    periods = {"day": _day(now), "month": _month(now)}
     for row in rows:
-        conn.execute(_Q["deduct"], row._asdict())
-    conn.execute(_Q["note_settled"], {"replica_id": store_id, "usage_id": up_to})
+        used = {**row._asdict(), **periods}
+        conn.execute(_Q["begin_period"], used)
+        conn.execute(_Q["deduct"], used)
     mark_exhausted(conn)
 
 
+def note_settled(conn: "sqlite3.Connection", store_id: str, up_to: int) -> None:
+    """At an origin: note up to which row a store is settled; it never goes back."""
+    (known,) = conn.execute(_Q["settled"], (store_id,)).fetchone()
+    if known < up_to:
+        conn.execute(_Q["note_settled"], {"replica_id": store_id, "usage_id": up_to})
+
+
+def _own_use(
+    conn: "sqlite3.Connection", store_id: str, now: float
+) -> tuple[int, int, list[Consumed]]:
+    (head,) = conn.execute(_Q["usage_head"]).fetchone()
+    (after,) = conn.execute(_Q["settled"], (store_id,)).fetchone()
+    where = {"settled": after, "head": head, "day": _day(now), "month": _month(now)}
+    return after, head, [Consumed(*row) for row in conn.execute(_Q["own_use"], where)]
+
+
+def _day(now: float) -> str:
+    return period_of("daily", now, "")
+
+
+def _month(now: float) -> str:
+    return period_of("monthly", now, "")
+
+
 def _renew(conn: "sqlite3.Connection", now: float) -> None:
-    for renewal in ("daily", "monthly"):
-        conn.execute(_Q["renew"], {"renewal": renewal, "period": period_of(renewal, now, "")})
+    for renewal, period in (("daily", _day(now)), ("monthly", _month(now))):
+        conn.execute(_Q["renew"], {"renewal": renewal, "period": period})
 
 
 def mark_exhausted(conn: "sqlite3.Connection") -> None:

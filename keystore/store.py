@@ -14,6 +14,7 @@ from keystore.admin.bulk import BulkAdmin
 from keystore.admin.clients import ClientAdmin
 from keystore.admin.credits import CreditAdmin
 from keystore.admin.keys import KeyAdmin
+from keystore.admin.plan_quotas import PlanQuotaAdmin
 from keystore.admin.plans import PlanAdmin
 from keystore.admin.services import ServiceAdmin
 from keystore.admin.usage import UsageAdmin
@@ -52,7 +53,15 @@ class Status:
 
 
 class Store(
-    PlanAdmin, AccountAdmin, ServiceAdmin, KeyAdmin, ClientAdmin, BulkAdmin, CreditAdmin, UsageAdmin
+    PlanAdmin,
+    PlanQuotaAdmin,
+    AccountAdmin,
+    ServiceAdmin,
+    KeyAdmin,
+    ClientAdmin,
+    BulkAdmin,
+    CreditAdmin,
+    UsageAdmin,
 ):
     """An open store. Use it in a ``with`` statement, from one thread at a time.
 

@@ -27,11 +27,12 @@ from keystore.sync.postgres import PostgresHub
 ROOT = Path(__file__).parent.parent
 
 
-def record(file: StoreFile, amount: int) -> int:
+def record(file: StoreFile, amount: int, service_id: int | None = None) -> int:
     """Record usage, and return how much."""
     file.conn.execute(
-        "INSERT INTO UsageLog (principal_type, principal_id, amount) VALUES ('api_key', 1, ?)",
-        (amount,),
+        "INSERT INTO UsageLog (principal_type, principal_id, amount, service_id)"
+        " VALUES ('api_key', 1, ?, ?)",
+        (amount, service_id),
     )
     return amount
 
@@ -148,7 +149,11 @@ class Site:
             conn.execute("INSERT OR REPLACE INTO Services (service_id, name) VALUES (3, 'again')")
             conn.execute("DELETE FROM Services")
             conn.execute("INSERT OR REPLACE INTO Services (service_id, name) VALUES (3, 'again')")
-            self.usage += record(store.file, 100)
+            conn.execute(
+                "INSERT INTO APIKeyServiceQuotas"
+                " (api_key_id, service_id, initial_quota, remaining_quota) VALUES (1, 3, 900, 900)"
+            )
+            self.usage += record(store.file, 100, 3)
             self.granted += store.grant("ada@example.org", "1").amount_nano
         with psycopg.connect(self.url) as hub:
             found = hub.execute(
@@ -159,7 +164,7 @@ class Site:
             with targets.hub_admin(self.url) as admin:
                 admin.revoke(found[0])
         with open_store(self.replica) as file:
-            self.usage += record(file, 1)
+            self.usage += record(file, 1, 3)
 
     def sync(self, path: Path, *, url: str | None = None, reconcile: bool = False) -> Report:
         with open_store(path) as file:

@@ -143,6 +143,28 @@ def test_a_store_and_its_replica_live_their_whole_life_without_being_the_owner(
     assert query(world.url, "SELECT sum(amount) FROM keystore.usage_log") == [(3,)]
 
 
+def test_an_origins_role_learns_what_its_keys_have_used_and_no_others(
+    world: World, tmp_path: Path
+) -> None:
+    store, origin, edge = world.stores[0], world.origins[0], world.edges[0]
+    store.add_service("tts")
+    token = store.issue_key("ada@example.org", quotas={"tts": 10}).token
+    targets.sync(store.file, origin)
+    path = tmp_path / "replica.db"
+    targets.replicate(edge, path)
+    with Validator(path) as validator:
+        assert validator.check(token, service="tts", cost=4).allowed
+    with open_store(path) as replica:
+        targets.sync(replica, edge)
+    for url in (*world.origins, *world.edges[1:]):
+        with targets.opened(url) as target:
+            assert target.hub is not None
+            found = target.hub.consumption(world.ids[0], {})
+        assert [row.amount for used in found for row in used.rows] == ([4] if url == origin else [])
+    targets.sync(store.file, origin)
+    assert [quota.left for quota in store.quotas(token)] == [6]
+
+
 def test_a_copy_of_another_store_is_reconciled_by_a_role(world: World, tmp_path: Path) -> None:
     store, origin = world.stores[0], world.origins[0]
     copy = tmp_path / "copy.db"

@@ -150,7 +150,7 @@ def test_nothing_else_is_in_the_bytes_through_changes_merges_and_new_snapshots(
     scoped: Scoped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segments, "FAN_OUT", 2)
-    monkeypatch.setattr(segments, "room", lambda _: 2000)
+    monkeypatch.setattr(segments, "room", lambda _: 3000)
     snapshots = set()
     for number in range(12):
         scoped.store.issue_key("ada@example.org", label=f"key {number}")

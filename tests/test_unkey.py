@@ -201,6 +201,7 @@ def test_unkeys_own_client_tries_not_now_again(monkeypatch: pytest.MonkeyPatch) 
         (Reason.ACCOUNT_INACTIVE, "FORBIDDEN"),
         (Reason.NETWORK, "FORBIDDEN"),
         (Reason.SERVICE, "INSUFFICIENT_PERMISSIONS"),
+        (Reason.QUOTA_EXCEEDED, "USAGE_EXCEEDED"),
         (Reason.RATE_LIMITED, "RATE_LIMITED"),
     ],
 )

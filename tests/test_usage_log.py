@@ -258,7 +258,7 @@ def test_a_replica_keeps_its_usage_until_the_origin_has_settled_it(
         assert (done.summed, done.held) == (0, 9)
         assert "not settled" in (done.held_by or "")
         with store.file.write() as conn:
-            quotas.settle(conn, replica.info.store_id, 6, [], 2e9)
+            quotas.settle(conn, replica.info.store_id, 0, 6, [], 2e9)
         push(store, hub)
         engine.pull(replica.file, hub, "hub:", Report(""))
         assert replica.compact_usage(timedelta(days=90)).summed == 5
@@ -277,7 +277,7 @@ def test_a_replica_keeps_its_usage_until_it_is_in_a_file(store: Store, tmp_path:
         usage_files.export(replica.file, tmp_path / "out", key)
         record(replica, "2020-01-01", 4)
         with store.file.write() as conn:
-            quotas.settle(conn, replica.info.store_id, 8, [], 2e9)
+            quotas.settle(conn, replica.info.store_id, 0, 8, [], 2e9)
         push(store, hub)
         engine.pull(replica.file, hub, url, Report(""))
         done = replica.compact_usage(timedelta(days=90))

@@ -32,6 +32,7 @@ from pydantic import (
 
 from keystore import clock, db, models, sql, tokens
 from keystore.admin.base import Admin
+from keystore.admin.plan_quotas import give_plan_quotas
 from keystore.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class BulkAdmin(Admin):
         accounts: dict[str, int] = {}
         done = 0
         with writing as conn:
-            now = clock.utc_text()
+            now, newest = clock.utc_text(), int(db.scalar(conn, _Q["newest_key_id"]))
             for chunk in chunks:
                 records = []
                 for number, row in enumerate(chunk, done + 1):
@@ -258,6 +259,7 @@ class BulkAdmin(Admin):
                 done += len(records)
                 if on_progress:
                     on_progress(done)
+            give_plan_quotas(conn, newest + 1)
             if before_commit:
                 before_commit()
         return done
@@ -315,6 +317,7 @@ class BulkAdmin(Admin):
                 done += len(records)
                 if on_progress:
                     on_progress(done)
+            give_plan_quotas(conn, newest + 1)
         return done
 
     def _account_of(self, row: _Row, number: int, known: dict[str, int]) -> int:

@@ -4,13 +4,18 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import uuid_utils.compat
 
 from keystore import clock, models, quotas, sql, tokens
 from keystore.admin.base import Admin
+from keystore.admin.plan_quotas import give_plan_quotas
 from keystore.errors import InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _Q = sql.named("store")
 
@@ -33,7 +38,8 @@ class KeyAdmin(Admin):
 
         ``expires_at`` is a ``datetime`` or ISO 8601 text; without a zone it is UTC. ``networks``
         are in CIDR notation; with any, the key passes from these addresses only. ``quotas`` maps
-        service names to units, renewed ``daily``, ``monthly`` or ``never``.
+        service names to units, renewed ``daily``, ``monthly`` or ``never``; of other services the
+        key gets what the account's plan says (:meth:`set_plan_quota`).
 
         Raises:
             InvalidInputError, NotFoundError (the account, a service), WrongRoleError
@@ -68,13 +74,15 @@ class KeyAdmin(Admin):
             )
             for service, quota in wanted.quotas.items():
                 self._insert_quota(issued.key.api_key_id, service, quota, wanted.renewal)
+            give_plan_quotas(self.file.conn, issued.key.api_key_id)
             return issued
 
     def rotate_key(self, key: str, *, overlap: timedelta = timedelta(0)) -> models.IssuedKey:
-        """Issue a successor with the same account, label, networks, metadata and quotas.
+        """Issue a successor with the same account, label, networks and metadata.
 
         The old key goes on for ``overlap`` (or until its own expiry, if that is sooner) and is
-        expired afterwards; without an overlap it is revoked at once.
+        expired afterwards; without an overlap it is revoked at once. Its quotas, with what is left
+        of them, move to the successor at once: two keys would spend them twice.
 
         Raises:
             InvalidInputError: the key passes no longer, or the overlap is negative.
@@ -98,7 +106,7 @@ class KeyAdmin(Admin):
                     "metadata": old.metadata,
                 }
             )
-            conn.execute(_Q["copy_quotas"], (issued.key.api_key_id, old.api_key_id))
+            self._move_quotas(conn, old.api_key_id, issued.key.api_key_id)
             if overlap:
                 end = clock.utc_text((datetime.now(UTC) + overlap).timestamp())
                 self._set(
@@ -213,11 +221,42 @@ class KeyAdmin(Admin):
             quotas.settle_own(conn, self.info.store_id, time.time())
             self._insert_quota(found.api_key_id, wanted.service, wanted.quota, wanted.renewal)
             quotas.mark_exhausted(conn)
-            given = self._quotas(found.api_key_id)
-            return next(item for item in given if item.service == wanted.service)
+            return self._quota(found.api_key_id, wanted.service)
+
+    def top_up(self, key: str, service: str, units: int) -> models.Quota:
+        """Raise what is left of a key's quota, and what it gets at each renewal, by so many units.
+
+        The period goes on; an exhausted key passes again.
+
+        Raises:
+            NotFoundError (the key, its quota), InvalidInputError, WrongRoleError
+        """
+        wanted = models.validated(models.QuotaInput, "quota", service=service, quota=units)
+        with self._write() as conn:
+            found, quota = self._settled_quota(conn, key, wanted.service)
+            if quota.initial_quota + wanted.quota >= 1 << 62:
+                raise InvalidInputError("that is too much.", hint="Nothing was written.")
+            which = {"api_key_id": found.api_key_id, "service": wanted.service}
+            conn.execute(_Q["top_up"], {**which, "units": wanted.quota})
+            quotas.mark_exhausted(conn)
+            return self._quota(found.api_key_id, wanted.service)
+
+    def remove_quota(self, key: str, service: str) -> models.Quota:
+        """Take a quota from a key, which may not use the service any more.
+
+        Raises:
+            NotFoundError (the key, its quota), WrongRoleError
+        """
+        with self._write() as conn:
+            found, quota = self._settled_quota(conn, key, service)
+            conn.execute(
+                _Q["remove_quota"], {"api_key_id": found.api_key_id, "service": quota.service}
+            )
+            quotas.mark_exhausted(conn)
+            return quota
 
     def quotas(self, key: str) -> list[models.Quota]:
-        """Return what a key may use and what is left of it, by service.
+        """Return what a key may use and what is left of it here and now, by service.
 
         Raises:
             NotFoundError
@@ -246,7 +285,32 @@ class KeyAdmin(Admin):
         )
 
     def _quotas(self, api_key_id: int) -> list[models.Quota]:
-        return [models.Quota(**row) for row in self._query("quotas", api_key_id=api_key_id)]
+        now = time.time()
+        found = quotas.of_key(self.file.conn, api_key_id, self.info.store_id, now)
+        return [models.Quota(**row, renews_at=_renewal_text(row["renewal"], now)) for row in found]
+
+    def _quota(self, api_key_id: int, service: str) -> models.Quota:
+        for quota in self._quotas(api_key_id):
+            if quota.service == service:
+                return quota
+        raise NotFoundError(
+            f"the key has no quota for {service!r}.", hint="`keystore key quota` gives it one."
+        )
+
+    def _settled_quota(
+        self, conn: "sqlite3.Connection", key: str, service: str
+    ) -> tuple[models.APIKey, models.Quota]:
+        """Find a quota, and deduct what was used here: in its period, before it changes."""
+        found = self._key(key)
+        quotas.settle_own(conn, self.info.store_id, time.time())
+        return found, self._quota(found.api_key_id, service)
+
+    def _move_quotas(self, conn: "sqlite3.Connection", old: int, new: int) -> None:
+        quotas.settle_own(conn, self.info.store_id, time.time())
+        values = {"old": old, "new": new}
+        # What edges have used and not told yet is deducted from the successor, too.
+        for statement in ("copy_quotas", "drop_quotas", "move_successors", "add_successor"):
+            conn.execute(_Q[statement], values)
 
     def _set_status(self, key: models.APIKey, status: str, reason: str | None) -> None:
         self._set("APIKeys", key.api_key_id, {"status": status, "status_reason": reason})
@@ -267,3 +331,8 @@ def _no_such_key() -> NotFoundError:
         "there is no such key.",
         hint="Name it by its UUID (`keystore key list`) or by its token.",
     )
+
+
+def _renewal_text(renewal: str, now: float) -> str | None:
+    end = quotas.renews_at(renewal, now)
+    return None if end is None else clock.utc_text(end)

@@ -35,6 +35,7 @@ _WORDS = {
     Reason.NETWORK: "the key may not be used from that address (--ip)",
     Reason.ACCOUNT_INACTIVE: "the key's account is not active",
     Reason.SERVICE: "the key has no quota for that service, or it is not active (--service)",
+    Reason.QUOTA_EXCEEDED: "the key has used up its quota for that service, or all of its quotas",
     Reason.RATE_LIMITED: "the key has used up the rate of its plan for now",
     Reason.STALE: (
         "this replica's data are older than the key's plan allows; run `keystore sync` at the "

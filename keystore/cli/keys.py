@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from keystore.store import Store
 
 key_argument = click.argument("key_name", metavar="KEY")
-_renew_option = click.option(
+renew_option = click.option(
     "--renew",
     type=click.Choice(["never", "daily", "monthly"]),
-    default="never",
-    show_default=True,
-    help="When quotas are filled up again.",
+    help="When quotas are filled up again.  [default: never]",
 )
 
 
@@ -43,6 +41,15 @@ def _quota(text: str) -> tuple[str, int]:
         return name, int(value)
     except ValueError:
         raise click.BadParameter(f"{text!r} is not of the form SERVICE=UNITS") from None
+
+
+def quota_change(text: str) -> tuple[str, str, int]:
+    """Read SERVICE=UNITS, SERVICE=+UNITS or SERVICE=none: the service, what to do, and how many."""
+    name, value = _pair(text)
+    if value == "none":
+        return name, "remove", 0
+    _, units = _quota(text)
+    return name, "add" if value.startswith("+") else "set", units
 
 
 @click.group()
@@ -85,7 +92,7 @@ def key() -> None:
     metavar="SERVICE=UNITS",
     help="Units of a service; repeatable.",
 )
-@_renew_option
+@renew_option
 @click.option(
     "--meta",
     "metadata",
@@ -104,7 +111,7 @@ def key_issue(
     expires: datetime | None,
     networks: tuple[str, ...],
     quotas: tuple[tuple[str, int], ...],
-    renew: str,
+    renew: str | None,
     metadata: tuple[tuple[str, str], ...],
 ) -> None:
     """Issue a key to ACCOUNT and print its token, once: the store keeps only a hash.
@@ -141,7 +148,7 @@ def key_issue(
             networks=networks,
             metadata=dict(metadata) or None,
             quotas=dict(quotas),
-            renewal=renew,
+            renewal=renew or "never",
         )
     _show_issued(issued)
 
@@ -218,7 +225,7 @@ def key_show(db_path: Path, key_name: str) -> None:
     pairs += [
         (
             item.service,
-            f"{item.remaining_quota} of {item.initial_quota} left, renewed {item.renewal}",
+            f"{item.left} of {item.initial_quota} left, renewed {item.renewal}",
         )
         for item in quotas
     ]
@@ -265,22 +272,56 @@ def key_delete(db_path: Path, key_name: str) -> None:
 
 @key.command("quota")
 @key_argument
-@click.argument("quota", type=_quota, metavar="SERVICE=UNITS")
-@_renew_option
+@click.argument("change", type=quota_change, metavar="SERVICE=UNITS")
+@renew_option
 @store_options
-def key_quota(db_path: Path, key_name: str, quota: tuple[str, int], renew: str) -> None:
+def key_quota(
+    db_path: Path, key_name: str, change: tuple[str, str, int], renew: str | None
+) -> None:
     """Give KEY so many units of a service, now and at each renewal.
+
+    SERVICE=+UNITS adds them to what is left, and to what it gets at each renewal. SERVICE=none
+    takes the quota away, and with it the service.
 
     \b
     Example:
       keystore key quota 01890a5d-ac96-774b-bcce-b302099a8057 translation=1000 --renew monthly
+      keystore key quota 01890a5d-ac96-774b-bcce-b302099a8057 translation=+100
     """
     from keystore.store import Store
 
-    service, units = quota
+    service, what, units = change
+    if renew is not None and what != "set":
+        raise click.UsageError("--renew goes with SERVICE=UNITS")
     with Store.open(db_path) as store:
-        given = store.set_quota(argument_or_stdin(key_name), service, units, renewal=renew)
-    show(given, f"{given.remaining_quota} units of {given.service}, renewed {given.renewal}.")
+        name = argument_or_stdin(key_name)
+        if what == "remove":
+            removed = store.remove_quota(name, service)
+            show(removed, f"No quota of {removed.service} any more.{replica_hint(store)}")
+            return
+        if what == "add":
+            given = store.top_up(name, service, units)
+        else:
+            given = store.set_quota(name, service, units, renewal=renew or "never")
+    show(given, f"{given.left} units of {given.service}, renewed {given.renewal}.")
+
+
+@key.command("quotas")
+@key_argument
+@store_options
+def key_quotas(db_path: Path, key_name: str) -> None:
+    """Show what is left to KEY of its services, here and now.
+
+    \b
+    Example:
+      keystore key quotas 01890a5d-ac96-774b-bcce-b302099a8057
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        rows = store.quotas(argument_or_stdin(key_name))
+    columns = ("service", "left", "initial_quota", "renewal", "renews_at")
+    show_table(rows, columns, empty="No quotas; `keystore key quota KEY SERVICE=UNITS` gives one.")
 
 
 def replica_hint(store: "Store") -> str:

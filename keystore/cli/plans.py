@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from keystore.cli.common import rate, seconds, show, show_table, store_options
+from keystore.cli.keys import quota_change, renew_option
 
 
 @click.group()
@@ -138,6 +139,56 @@ def plan_remove(db_path: Path, name: str) -> None:
     with Store.open(db_path) as store:
         removed = store.remove_plan(name)
     show(removed, f"Removed plan {removed.name}.")
+
+
+@plan.command("quota")
+@click.argument("name", metavar="PLAN")
+@click.argument("change", type=quota_change, metavar="SERVICE=UNITS")
+@renew_option
+@store_options
+def plan_quota(db_path: Path, name: str, change: tuple[str, str, int], renew: str | None) -> None:
+    """Give keys that are issued on PLAN from now on so many units of a service.
+
+    SERVICE=none takes that away. Keys that are there keep what they have.
+
+    \b
+    Example:
+      keystore plan quota pro translation=1000 --renew monthly
+    """
+    from keystore.store import Store
+
+    service, what, units = change
+    if what == "add" or (renew is not None and what != "set"):
+        raise click.UsageError("name SERVICE=UNITS, or SERVICE=none without --renew")
+    with Store.open(db_path) as store:
+        if what == "remove":
+            removed = store.remove_plan_quota(name, service)
+            show(removed, f"Plan {removed.plan} gives no {removed.service} any more.")
+            return
+        given = store.set_plan_quota(name, service, units, renewal=renew or "never")
+    show(
+        given,
+        f"Plan {given.plan} gives {given.initial_quota} units of {given.service}, renewed "
+        f"{given.renewal}.",
+    )
+
+
+@plan.command("quotas")
+@click.argument("name", metavar="[PLAN]", required=False)
+@store_options
+def plan_quotas(db_path: Path, name: str | None) -> None:
+    """List what keys that are issued on PLAN get of services; without PLAN, of all plans.
+
+    \b
+    Example:
+      keystore plan quotas pro
+    """
+    from keystore.store import Store
+
+    with Store.open(db_path) as store:
+        rows = store.plan_quotas(name)
+    columns = ("plan", "service", "initial_quota", "renewal")
+    show_table(rows, columns, empty="No quotas; `keystore plan quota PLAN SERVICE=UNITS` sets one.")
 
 
 @plan.command("list")

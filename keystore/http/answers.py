@@ -10,13 +10,14 @@ and ``X-Auth-Status`` says what they were.
 
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from http import HTTPStatus
 from math import ceil
 from urllib.parse import quote
 
-from keystore.edge.decision import Decision, RateLimit, Reason
+from keystore.edge.decision import Decision, QuotaLeft, RateLimit, Reason
 
 Pairs = tuple[tuple[str, str], ...]
 """Header names and values, in order."""
@@ -34,6 +35,7 @@ _DETAILS = {
     Reason.ACCOUNT_INACTIVE: "The key's account is not active.",
     Reason.NETWORK: "The key may not be used from this address.",
     Reason.SERVICE: "The key may not be used for this service.",
+    Reason.QUOTA_EXCEEDED: "The key has used up its quota.",
     Reason.RATE_LIMITED: "The key has used up its rate for now.",
     Reason.STALE: "The data are older than the key's plan allows.",
     Reason.OFFLINE: "This replica was without contact for longer than it may be.",
@@ -50,6 +52,7 @@ _CLIENT_DETAILS = {
     Reason.STALE: "The data are older than the client's plan allows.",
 }
 _FORBIDDEN = frozenset({Reason.ACCOUNT_INACTIVE, Reason.NETWORK, Reason.SERVICE})
+_TOO_MANY = frozenset({Reason.RATE_LIMITED, Reason.QUOTA_EXCEEDED})
 _NGINX = frozenset({HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _INVALID = ("WWW-Authenticate", 'Bearer error="invalid_token"')
 # In one header, for proxies and frameworks that keep one value for a name.
@@ -131,7 +134,7 @@ def status_of(decision: Decision) -> HTTPStatus:
     reason = decision.reason
     if reason.is_not_now:
         return HTTPStatus.SERVICE_UNAVAILABLE
-    if reason is Reason.RATE_LIMITED:
+    if reason in _TOO_MANY:
         return HTTPStatus.TOO_MANY_REQUESTS
     return HTTPStatus.FORBIDDEN if reason in _FORBIDDEN else HTTPStatus.UNAUTHORIZED
 
@@ -159,6 +162,8 @@ def _made(decision: Decision, service: str | None, *, is_nginx: bool, is_basic: 
     )
     if decision.rate is not None:
         headers += _rate(decision.rate)
+    elif decision.quota is not None and decision.reason is Reason.QUOTA_EXCEEDED:
+        headers += _quota(decision.quota)
     return Response(start.status, headers, start.body)
 
 
@@ -210,6 +215,19 @@ def _rate(left: RateLimit) -> Pairs:
     if left.retry_after:
         headers += (("Retry-After", str(ceil(left.retry_after))),)
     return headers
+
+
+def _quota(left: QuotaLeft) -> Pairs:
+    """Write what is left of a quota that does not suffice; a yes is kept, and names no number."""
+    policy, limit = f'"quota";q={left.initial}', f'"quota";r={left.remaining}'
+    if left.renews_at is None:  # nothing to wait for
+        return (("RateLimit-Policy", policy), ("RateLimit", limit))
+    seconds = max(1, ceil(left.renews_at - time.time()))
+    return (
+        ("RateLimit-Policy", policy),
+        ("RateLimit", f"{limit};t={seconds}"),
+        ("Retry-After", str(seconds)),
+    )
 
 
 def _text(value: str | None) -> str:

@@ -30,6 +30,7 @@ _CODES = {
     Reason.ACCOUNT_INACTIVE: "FORBIDDEN",
     Reason.NETWORK: "FORBIDDEN",
     Reason.SERVICE: "INSUFFICIENT_PERMISSIONS",
+    Reason.QUOTA_EXCEEDED: "USAGE_EXCEEDED",
     Reason.RATE_LIMITED: "RATE_LIMITED",
 }
 _ERRORS = "https://unkey.com/docs/errors/unkey/application/"
@@ -98,10 +99,10 @@ def _decided(
         decision = checker.check(key, service=name, cost=0, ip=ip)
         if decision.allowed or decision.reason is Reason.RATE_LIMITED:
             held.append(name)
-        elif decision.reason is not Reason.SERVICE:
-            return decision, held  # whatever it is for
-        else:
+        elif decision.reason is Reason.SERVICE or decision.quota is not None:
             denied = decision
+        else:
+            return decision, held  # whatever it is for
     if not _is_met(needed, held):
         return denied, held
     return checker.check(key, service=held[0], cost=cost, ip=ip), held
@@ -164,6 +165,7 @@ def _data(decision: Decision, permissions: list[str] | None) -> dict[str, Any]:
         "expires": decision.expires_at and int(decision.expires_at * 1000),
         "enabled": code != "DISABLED",
         "permissions": permissions,
+        "credits": None if decision.quota is None else decision.quota.remaining,
         "ratelimits": decision.rate and [_rate(decision.rate)],
     }
     if decision.account is not None:

@@ -110,3 +110,16 @@ WITH RECURSIVE ids (id) AS (
 )
 SELECT ids.id FROM ids
 WHERE ids.id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {parents} AS p WHERE p.{id} = ids.id);
+
+-- name: quotas_above_initial
+SELECT count(*) FROM APIKeyServiceQuotas WHERE remaining_quota > initial_quota;
+
+-- name: quotas_gone
+-- (an update that replaces a quota leaves such a row; it does no harm)
+SELECT count(*) FROM QuotaUse WHERE quota_id NOT IN (SELECT quota_id FROM APIKeyServiceQuotas);
+
+-- name: exhausted_with_units
+SELECT count(*) FROM APIKeys AS k
+WHERE k.status = 'exhausted'
+  AND EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+              WHERE q.api_key_id = k.api_key_id AND q.remaining_quota > 0);

@@ -252,6 +252,43 @@ LEFT JOIN keystore.accounts AS a ON a.store_id = k.origin_id AND a.account_id = 
 LEFT JOIN keystore.services AS s ON s.store_id = k.origin_id AND s.service_id = u.service_id
 ORDER BY k.origin_id, k.account_id, u.service_id NULLS FIRST;
 
+-- name: consumption
+-- The stores by a loose scan of the index, one probe each, and of each what is later than was settled. A
+-- replica may say anything: no amount is below zero, no sum is too large, and every time has a year.
+WITH RECURSIVE stores AS (
+    (SELECT store_id FROM keystore.usage_log
+     WHERE origin_id = %(origin_id)s AND principal_type = 'api_key' AND service_id IS NOT NULL
+     ORDER BY store_id
+     LIMIT 1)
+    UNION ALL
+    SELECT (SELECT l.store_id FROM keystore.usage_log AS l
+            WHERE l.origin_id = %(origin_id)s AND l.store_id > s.store_id
+              AND l.principal_type = 'api_key' AND l.service_id IS NOT NULL
+            ORDER BY l.store_id
+            LIMIT 1)
+    FROM stores AS s
+    WHERE s.store_id IS NOT NULL
+), known AS (
+    SELECT * FROM unnest(%(stores)s::UUID[], %(settled)s::BIGINT[]) AS k (store_id, usage_id)
+)
+SELECT s.store_id::TEXT, u.up_to, u.principal_id, u.service_id,
+       to_char(u.hour, 'YYYY-MM-DD HH24:00:00'), u.amount
+FROM stores AS s
+LEFT JOIN known AS k ON k.store_id = s.store_id
+CROSS JOIN LATERAL (
+    SELECT max(l.usage_id) AS up_to, l.principal_id, l.service_id,
+           date_trunc('hour', least(greatest(l.occurred_at, '1000-01-02 UTC'), '2999-12-30 UTC')
+                              AT TIME ZONE 'UTC') AS hour,
+           least(sum(greatest(l.amount, 0)), 4611686018427387904)::BIGINT AS amount
+    FROM keystore.usage_log AS l
+    WHERE l.origin_id = %(origin_id)s AND l.store_id = s.store_id
+      AND l.usage_id > coalesce(k.usage_id, 0)
+      AND l.principal_type = 'api_key' AND l.service_id IS NOT NULL
+    GROUP BY 2, 3, 4
+) AS u
+WHERE s.store_id <> %(origin_id)s
+ORDER BY s.store_id;
+
 -- name: revocations
 -- If the number that the caller knows is not that key's here, the hub was put back: then he gets all.
 SELECT revocation_id, api_key::TEXT, reason,

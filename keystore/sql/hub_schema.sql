@@ -335,6 +335,9 @@ CREATE TABLE keystore.usage_log (
 );
 CREATE INDEX usage_log_principal
     ON keystore.usage_log (origin_id, principal_type, principal_id, occurred_at);
+-- what a replica's store has used, for the origin to settle
+CREATE INDEX usage_log_consumed ON keystore.usage_log (origin_id, store_id, usage_id)
+    WHERE principal_type = 'api_key' AND service_id IS NOT NULL;
 
 -- Row-level security: acts on every role but the owner. The sub-selects see the role's own grants.
 

@@ -27,6 +27,30 @@ ON CONFLICT (quota_id) DO UPDATE SET
 -- name: used
 SELECT spent + leased FROM QuotaUse WHERE quota_id = ?;
 
+-- name: of_key
+-- What is left of all quotas of a key here, without writing QuotaUse.
+WITH Periods AS (
+    SELECT q.*, max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
+                                                 WHEN 'monthly' THEN :month ELSE '' END) AS period,
+           coalesce((SELECT usage_id FROM UsageSettlements WHERE replica_id = :store_id), 0) AS settled
+    FROM APIKeyServiceQuotas AS q
+    WHERE q.api_key_id = :api_key_id
+)
+SELECT s.name AS service, p.initial_quota, p.remaining_quota,
+       max(0, iif(p.period > p.renewed_at, p.initial_quota, p.remaining_quota)
+              - iif(u.period = p.period, u.leased, 0)
+              - CASE WHEN u.period = p.period AND u.settled_usage = p.settled THEN u.spent
+                     ELSE (SELECT CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER)
+                           FROM UsageLog AS l
+                           WHERE l.usage_id > p.settled AND l.principal_type = 'api_key'
+                             AND l.principal_id = p.api_key_id AND l.service_id = p.service_id
+                             AND l.occurred_at >= p.period) END) AS left,
+       p.renewal, p.updated_at
+FROM Periods AS p
+JOIN Services AS s ON s.service_id = p.service_id
+LEFT JOIN QuotaUse AS u ON u.quota_id = p.quota_id
+ORDER BY s.name;
+
 -- name: lease
 UPDATE QuotaUse SET leased = leased + ? WHERE quota_id = ?;
 
@@ -50,13 +74,32 @@ SELECT coalesce(max(usage_id), 0) FROM UsageLog;
 -- name: settled
 SELECT coalesce((SELECT usage_id FROM UsageSettlements WHERE replica_id = ?), 0);
 
+-- name: all_settled
+SELECT replica_id, usage_id FROM UsageSettlements;
+
 -- name: own_use
-SELECT q.api_key_id, q.service_id, q.renewed_at, sum(l.amount)
+-- Rows of the period that a quota is in, and when that began.
+SELECT q.api_key_id, q.service_id,
+       max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
+                                        WHEN 'monthly' THEN :month ELSE '' END),
+       CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER)
 FROM UsageLog AS l
-JOIN APIKeyServiceQuotas AS q ON q.api_key_id = l.principal_id AND q.service_id = l.service_id
-WHERE l.usage_id > ? AND l.usage_id <= ? AND l.principal_type = 'api_key'
-  AND l.occurred_at >= q.renewed_at
+LEFT JOIN QuotaSuccessors AS s ON s.api_key_id = l.principal_id
+JOIN APIKeyServiceQuotas AS q
+    ON q.api_key_id = coalesce(s.successor_id, l.principal_id) AND q.service_id = l.service_id
+WHERE l.usage_id > :settled AND l.usage_id <= :head AND l.principal_type = 'api_key' AND l.amount > 0
+  AND l.occurred_at >= max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
+                                                        WHEN 'monthly' THEN :month ELSE '' END)
 GROUP BY q.quota_id;
+
+-- name: is_renewal_due
+SELECT EXISTS (SELECT 1 FROM APIKeyServiceQuotas
+               WHERE renewal = :renewal AND renewed_at < :period AND remaining_quota < initial_quota);
+
+-- name: is_lift_due
+SELECT EXISTS (SELECT 1 FROM APIKeys AS k
+               JOIN APIKeyServiceQuotas AS q ON q.api_key_id = k.api_key_id AND q.remaining_quota > 0
+               WHERE k.status = 'exhausted' AND k.status <> 'assigned');
 
 -- name: renew
 -- What nobody has used needs no renewal: it would be a change of every row, every day.
@@ -66,12 +109,24 @@ UPDATE APIKeyServiceQuotas SET
     updated_at = CURRENT_TIMESTAMP
 WHERE renewal = :renewal AND renewed_at < :period AND remaining_quota < initial_quota;
 
+-- name: begin_period
+-- A quota that nobody had used: from its first use in a period on, it is of that period.
+UPDATE APIKeyServiceQuotas SET
+    renewed_at = CASE renewal WHEN 'daily' THEN :day ELSE :month END,
+    updated_at = CURRENT_TIMESTAMP
+WHERE api_key_id = coalesce((SELECT successor_id FROM QuotaSuccessors
+                             WHERE api_key_id = :api_key_id), :api_key_id)
+  AND service_id = :service_id
+  AND renewed_at < CASE renewal WHEN 'daily' THEN :day WHEN 'monthly' THEN :month ELSE '' END;
+
 -- name: deduct
 -- (of an hour that a renewal lies in, all counts: rather too much than too little)
 UPDATE APIKeyServiceQuotas SET
     remaining_quota = max(0, remaining_quota - :amount),
     updated_at = CURRENT_TIMESTAMP
-WHERE api_key_id = :api_key_id AND service_id = :service_id
+WHERE api_key_id = coalesce((SELECT successor_id FROM QuotaSuccessors
+                             WHERE api_key_id = :api_key_id), :api_key_id)
+  AND service_id = :service_id AND :amount > 0
   AND :hour >= substr(renewed_at, 1, 13) || ':00:00';
 
 -- name: note_settled
@@ -98,6 +153,6 @@ UPDATE APIKeys SET
     status = 'assigned',
     status_reason = 'a quota is there again',
     updated_at = CURRENT_TIMESTAMP
-WHERE status = 'exhausted'
+WHERE status = 'exhausted' AND status <> 'assigned' -- (so that its index serves)
   AND EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
               WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0);

@@ -1,4 +1,6 @@
--- The rows of one account, or of one service; see keystore.scope.
+-- The rows of one account, or of one service; see keystore.scope. Of what has been settled a replica needs
+-- its own row, and any replica may be the one. It issues no keys and charges nothing: it needs neither the
+-- quotas of plans nor providers, models and prices.
 
 -- name: create_ids
 CREATE TABLE scoped.Ids (
@@ -31,7 +33,9 @@ UNION
 SELECT 'APIKeyStatusEvents', event_id FROM main.APIKeyStatusEvents
 WHERE api_key_id IN (SELECT api_key_id FROM Chosen)
 UNION
-SELECT 'OAuthClients', oauth_client_id FROM main.OAuthClients WHERE account_id = :record_id;
+SELECT 'OAuthClients', oauth_client_id FROM main.OAuthClients WHERE account_id = :record_id
+UNION
+SELECT 'UsageSettlements', settlement_id FROM main.UsageSettlements;
 
 -- name: of_service
 INSERT INTO scoped.Ids (table_name, record_id)
@@ -58,7 +62,9 @@ SELECT 'APIKeyStatuses', status_id FROM main.APIKeyStatuses
 WHERE name IN (SELECT status FROM Chosen)
 UNION
 SELECT 'APIKeyStatusEvents', event_id FROM main.APIKeyStatusEvents
-WHERE api_key_id IN (SELECT api_key_id FROM Chosen);
+WHERE api_key_id IN (SELECT api_key_id FROM Chosen)
+UNION
+SELECT 'UsageSettlements', settlement_id FROM main.UsageSettlements;
 
 -- name: create
 CREATE TABLE scoped.{table} ({id} INTEGER PRIMARY KEY, {other_columns});

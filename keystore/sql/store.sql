@@ -113,14 +113,6 @@ FROM (
 )
 ORDER BY event_id DESC;
 
--- name: quotas
--- What a key may use, and what is left of it, by service.
-SELECT s.name AS service, q.initial_quota, q.remaining_quota, q.renewal, q.updated_at
-FROM APIKeyServiceQuotas AS q
-JOIN Services AS s ON s.service_id = q.service_id
-WHERE q.api_key_id = :api_key_id
-ORDER BY s.name;
-
 -- name: set_quota
 INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal)
 VALUES (:api_key_id, :service_id, :quota, :quota, :renewal)
@@ -132,12 +124,66 @@ ON CONFLICT (api_key_id, service_id) DO UPDATE SET
     renewed_at = max(CURRENT_TIMESTAMP, datetime(APIKeyServiceQuotas.renewed_at, '+1 second')),
     updated_at = CURRENT_TIMESTAMP;
 
+-- name: top_up
+UPDATE APIKeyServiceQuotas SET
+    initial_quota = initial_quota + :units,
+    remaining_quota = remaining_quota + :units,
+    updated_at = CURRENT_TIMESTAMP
+WHERE api_key_id = :api_key_id
+  AND service_id = (SELECT service_id FROM Services WHERE name = :service);
+
+-- name: remove_quota
+DELETE FROM APIKeyServiceQuotas
+WHERE api_key_id = :api_key_id
+  AND service_id = (SELECT service_id FROM Services WHERE name = :service);
+
 -- name: copy_quotas
--- Its successor goes on with what is left to a key.
-INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal)
-SELECT ?, service_id, initial_quota, remaining_quota, renewal
+-- Its successor goes on with what is left to a key, in the period that it is in.
+INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal,
+                                 renewed_at)
+SELECT :new, service_id, initial_quota, remaining_quota, renewal, renewed_at
 FROM APIKeyServiceQuotas
-WHERE api_key_id = ?;
+WHERE api_key_id = :old;
+
+-- name: drop_quotas
+DELETE FROM APIKeyServiceQuotas WHERE api_key_id = :old;
+
+-- name: move_successors
+UPDATE QuotaSuccessors SET successor_id = :new WHERE successor_id = :old;
+
+-- name: add_successor
+INSERT INTO QuotaSuccessors (api_key_id, successor_id) VALUES (:old, :new)
+ON CONFLICT (api_key_id) DO UPDATE SET successor_id = excluded.successor_id;
+
+-- name: plan_quotas
+SELECT p.name AS plan, s.name AS service, q.initial_quota, q.renewal, q.updated_at
+FROM PlanServiceQuotas AS q
+JOIN Plans AS p ON p.plan_id = q.plan_id
+JOIN Services AS s ON s.service_id = q.service_id
+WHERE :plan IS NULL OR p.name = :plan
+ORDER BY p.name, s.name;
+
+-- name: set_plan_quota
+INSERT INTO PlanServiceQuotas (plan_id, service_id, initial_quota, renewal)
+VALUES (:plan_id, :service_id, :quota, :renewal)
+ON CONFLICT (plan_id, service_id) DO UPDATE SET
+    initial_quota = excluded.initial_quota,
+    renewal = excluded.renewal,
+    updated_at = CURRENT_TIMESTAMP;
+
+-- name: remove_plan_quota
+DELETE FROM PlanServiceQuotas
+WHERE plan_id = (SELECT plan_id FROM Plans WHERE name = :plan)
+  AND service_id = (SELECT service_id FROM Services WHERE name = :service);
+
+-- name: give_plan_quotas
+INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal)
+SELECT k.api_key_id, d.service_id, d.initial_quota, d.initial_quota, d.renewal
+FROM APIKeys AS k
+JOIN Accounts AS a ON a.account_id = k.account_id
+JOIN PlanServiceQuotas AS d ON d.plan_id = a.plan_id
+WHERE k.api_key_id >= ?
+ON CONFLICT (api_key_id, service_id) DO NOTHING;
 
 -- name: sync_targets
 SELECT target_id, url, acknowledged_change, acknowledged_usage, usage_only, synced_at,

@@ -51,6 +51,20 @@ VALUES (:store_id, :usage_id, :nonce, :principal_type, :principal_id, :account_i
         :service_id, :amount, :request_id, :occurred_at)
 ON CONFLICT (store_id, usage_id, nonce) DO NOTHING;
 
+-- name: complete_up_to
+-- The last row before the first number that is missing. An incarnation begins where the store was
+-- restored: what another copy of it had written after its last file here is lost with that copy.
+WITH Files AS (
+    SELECT first_usage_id, last_usage_id,
+           number - lag(number, 1, 0) OVER (PARTITION BY incarnation ORDER BY number, usage_file_id)
+               > 1 AS is_late
+    FROM UsageFiles
+    WHERE store_id = ?
+)
+SELECT coalesce(max(last_usage_id), 0) FROM Files
+WHERE NOT is_late AND first_usage_id < coalesce((SELECT min(first_usage_id) FROM Files WHERE is_late),
+                                                9223372036854775807);
+
 -- name: missing_numbers
 -- As ranges: one file with a high number does not make a long list.
 SELECT store_id, incarnation, first, last

@@ -7,9 +7,11 @@ the operator sees by it which replica has which revocation, and what may be forg
 everybody has it.
 """
 
+import time
+
 import uuid_utils.compat
 
-from keystore import db, sql
+from keystore import changelog, db, quotas, sql
 from keystore._version import __version__
 from keystore.db import StoreFile
 from keystore.errors import ForkedStoreError
@@ -53,6 +55,30 @@ def receive_revocations(file: StoreFile, hub: Hub, url: str, report: Report) -> 
             },
         )
     reached("revocations.done")
+
+
+def settle_usage(file: StoreFile, hub: Hub | None) -> None:
+    """At an origin: deduct from the quotas what was used here, and what the hub knows of others.
+
+    Each store is settled in one transaction with the row up to which it is, so a kill or a lost
+    answer deducts nothing twice. Where nothing was used nothing is written.
+    """
+    info = file.info()
+    with file.read() as conn:
+        is_due = quotas.is_own_due(conn, info.store_id, time.time())
+        settled = quotas.settled(conn)
+    if is_due:
+        with file.write() as conn:
+            quotas.settle_own(conn, info.store_id, time.time())
+        reached("settle.own")
+    if hub is None:
+        return
+    for used in hub.consumption(info.origin_id, settled):
+        reached("settle.received")
+        with file.write() as conn:
+            after = settled.get(used.store_id, 0)
+            quotas.settle(conn, used.store_id, after, used.up_to, used.rows, time.time())
+        reached("settle.store")
 
 
 def hand_up_usage(
@@ -150,6 +176,7 @@ def check_in(file: StoreFile, hub: Hub) -> None:
             is_overtaken = now != (last, token)  # by a process that syncs this very file: no copy
             if not is_overtaken:
                 db.renew_incarnation(conn)
+                changelog.skip_usage_ids(conn)
         if is_overtaken:
             check_in(file, hub)
             return

@@ -44,6 +44,8 @@ TICK_SECONDS = 0.1
 """How often the file is asked whether anybody has committed; 2 µs each."""
 USAGE_SECONDS = 1.0
 """How often usage goes up at most: a busy edge commits some all the time."""
+SETTLE_SECONDS = 5.0
+"""How often an origin settles what was used at most: each time, quotas travel to every edge."""
 LONGEST_BACKOFF_SECONDS = 60.0
 
 PASSING = (
@@ -162,6 +164,7 @@ class Follower:
         self._has_hub = True
         self._target_id: str | None = None
         self._lag = Lag(None, None, 0, 0)
+        self._settle_at = 0.0
 
     def stop(self, *, hand_up: bool = False) -> None:
         """Let :meth:`run` return soon; with ``hand_up``, after a last attempt to bring all there.
@@ -246,7 +249,10 @@ class Follower:
     def _round(self, file: StoreFile, target: Target, *, whole: bool = True) -> None:
         report = Report(self.target)
         if whole:
-            targets.sync_opened(file, target, report, usage_only=self._usage_only)
+            settles = time.monotonic() >= self._settle_at
+            targets.sync_opened(file, target, report, usage_only=self._usage_only, settles=settles)
+            if settles:
+                self._settle_at = time.monotonic() + SETTLE_SECONDS
         elif target.hub is not None:
             only = self._usage_only
             exchange.hand_up_usage(file, target.hub, self.target, report, usage_only=only)
@@ -280,14 +286,10 @@ class Follower:
     def _look(self, file: StoreFile) -> Lag:
         """Ask the store, not the target, what waits."""
         info = file.info()
-        where = {"target_id": self._target_id, "url": self.target}
+        where = {"target_id": self._target_id, "url": self.target, "has_hub": self._has_hub}
         with file.read() as conn:
             head = changelog.head(conn)
-            change, handed_up, used, entered, entries = conn.execute(
-                _Q["waiting"], where
-            ).fetchone()
-        usage = max(0, used - handed_up) if self._has_hub else 0
-        ledger = max(0, entries - entered) if self._has_hub else 0
+            change, usage, ledger = conn.execute(_Q["waiting"], where).fetchone()
         if info.is_origin:
             changes = 0 if self._usage_only else max(0, head - change)
             return Lag(change, None, changes, usage, ledger)

@@ -7,7 +7,8 @@ repository. It lives as long as the object; threads of one process may share it.
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakSet
@@ -15,10 +16,12 @@ from weakref import WeakSet
 from keystore.changelog import Page, Record
 from keystore.clock import utc_text
 from keystore.errors import NotFoundError, TargetNotReadyError
+from keystore.quotas import Consumed
 from keystore.sync import digest
 from keystore.sync.digest import Bucket, Buckets
 from keystore.sync.protocols import (
     CheckIn,
+    Consumption,
     Entry,
     News,
     Origin,
@@ -128,6 +131,27 @@ class MemoryHub:
         with self._lock:
             for entry in rows:
                 self.ledger.setdefault((store_id, entry.ledger_id, entry.nonce), entry)
+
+    def consumption(self, origin_id: str, settled: Mapping[str, int]) -> list[Consumption]:
+        """Sum up what was used; see :class:`keystore.sync.protocols.Hub`."""
+        sums: dict[str, Counter[tuple[int, int, str]]] = {}
+        up_to: dict[str, int] = {}
+        with self._lock:
+            for (store_id, usage_id, _), (origin, usage) in self.usage.items():
+                is_new = usage_id > settled.get(store_id, 0) and store_id != origin_id == origin
+                if is_new and usage.principal_type == "api_key" and usage.service_id is not None:
+                    hour = f"{usage.occurred_at[:13]}:00:00"
+                    whose = (usage.principal_id, usage.service_id, hour)
+                    sums.setdefault(store_id, Counter())[whose] += usage.amount
+                    up_to[store_id] = max(usage_id, up_to.get(store_id, 0))
+        return [
+            Consumption(
+                store_id,
+                up_to[store_id],
+                [Consumed(*whose, amount) for whose, amount in found.items()],
+            )
+            for store_id, found in sums.items()
+        ]
 
     def revoke(self, key: str, *, reason: str | None = None) -> list[Revocation]:
         """Revoke a key for good, by its UUID.

@@ -6,9 +6,10 @@ Because pushes of one store take turns, a replica that asks for what is stamped 
 has misses nothing; pushes of different stores do not wait for each other.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple
+from itertools import groupby
 
 import psycopg
 from psycopg import IsolationLevel
@@ -16,11 +17,21 @@ from psycopg import IsolationLevel
 from keystore import db, sql
 from keystore.changelog import Page
 from keystore.errors import SchemaVersionError, TargetNotReadyError
+from keystore.quotas import Consumed
 from keystore.sync.hub_connection import HubConnection, hub_errors, not_granted
 from keystore.sync.hub_push import HubPush, digests_of, pages_of
 from keystore.sync.hub_rows import copy_in, copy_out, fill, wire_types
 from keystore.sync.hub_watch import HubWatch
-from keystore.sync.protocols import CheckIn, Entry, Origin, Pull, Revocation, TargetState, Usage
+from keystore.sync.protocols import (
+    CheckIn,
+    Consumption,
+    Entry,
+    Origin,
+    Pull,
+    Revocation,
+    TargetState,
+    Usage,
+)
 from keystore.tables import BY_NAME, TRACKED, Table
 
 _Q = sql.named("hub")
@@ -200,6 +211,19 @@ class PostgresHub(HubConnection):
             self.rows("create_incoming_ledger")
             copy_in(self.conn, _Q["copy_incoming_ledger"], _LEDGER_TYPES, map(astuple, rows))
             self.rows("insert_ledger", store_id=store_id)
+
+    def consumption(self, origin_id: str, settled: Mapping[str, int]) -> list[Consumption]:
+        """Sum up what was used; see :class:`keystore.sync.protocols.Hub`."""
+        _ = self.target_id
+        known = {"stores": list(settled), "settled": list(settled.values())}
+        with hub_errors():
+            found = self.rows("consumption", origin_id=origin_id, **known)
+        return [
+            Consumption(store_id, max(row[1] for row in rows), [Consumed(*row[2:]) for row in rows])
+            for store_id, rows in (
+                (store_id, list(group)) for store_id, group in groupby(found, lambda row: row[0])
+            )
+        ]
 
     def revocations(self, origin_id: str, after: int, last: str | None) -> list[Revocation]:
         """Return what was revoked since; see :class:`keystore.sync.protocols.Hub`."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from keystore.changelog import Page
+from keystore.quotas import Consumed
 from keystore.sync.digest import Bucket, Buckets
 
 PageCounts = Mapping[str, int]
@@ -202,6 +203,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Consumption:
+    """What the keys of an origin have used of services at another store, up to a usage row."""
+
+    store_id: str
+    up_to: int
+    rows: Sequence[Consumed]
+
+
+@dataclass(frozen=True, slots=True)
 class Revocation:
     """A key that was revoked at the hub; ``revoked_at`` is the hub's time, UTC text."""
 
@@ -264,6 +274,13 @@ class Hub(Protocol):
 
     def push_ledger(self, store_id: str, rows: Sequence[Entry]) -> None:
         """Take rows of an origin's ledger; those already there are not counted again."""
+
+    def consumption(self, origin_id: str, settled: Mapping[str, int]) -> Sequence[Consumption]:
+        """Return what other stores' usage takes from an origin's quotas, by store.
+
+        ``settled`` says up to which ``usage_id`` of a store that is known already. All of it is
+        from one snapshot; a store that has nothing new is left out.
+        """
 
     def revocations(self, origin_id: str, after: int, last: str | None) -> Sequence[Revocation]:
         """Return the revocations of an origin's keys that are later than number ``after``.

@@ -248,11 +248,13 @@ def sync_opened(
     *,
     usage_only: bool = False,
     reconcile: bool = False,
+    settles: bool = True,
     on_progress: OnProgress = nobody,
 ) -> None:
     """Sync a store with an open target, by the store's role; ``report`` tells what was done.
 
-    Revocations first: they are few, and only take access away.
+    Revocations first: they are few, and only take access away. An origin ``settles`` what its keys
+    have used before it pushes, so that everybody learns what is left.
     """
     url, hub = report.target, target.hub
     is_origin = file.info().is_origin
@@ -271,13 +273,8 @@ def sync_opened(
     refused: TargetError | None = None
     try:
         if not usage_only and is_origin:
-            if target.sink is None:
-                raise WrongRoleError(
-                    f"{url} can only be read from here.",
-                    hint="Publish to its folder (file:///…) or bucket (s3://…).",
-                )
-            engine.push(
-                file, target.sink, url, report, reconcile=reconcile, on_progress=on_progress
+            _settle_and_push(
+                file, target, report, reconcile=reconcile, settles=settles, on_progress=on_progress
             )
         elif not usage_only:
             if target.source is None:
@@ -300,6 +297,26 @@ def sync_opened(
     known = hub or (target.sink if is_origin else target.source)
     if known is not None:
         engine.found_at(file, known.target_id, url)
+
+
+def _settle_and_push(
+    file: StoreFile,
+    target: Target,
+    report: Report,
+    *,
+    reconcile: bool,
+    settles: bool,
+    on_progress: OnProgress,
+) -> None:
+    url = report.target
+    if target.sink is None:
+        raise WrongRoleError(
+            f"{url} can only be read from here.",
+            hint="Publish to its folder (file:///…) or bucket (s3://…).",
+        )
+    if settles:
+        exchange.settle_usage(file, target.hub)
+    engine.push(file, target.sink, url, report, reconcile=reconcile, on_progress=on_progress)
 
 
 def verify(

@@ -35,6 +35,7 @@ from keystore.errors import (
     UsageFileError,
 )
 from keystore.failpoint import reached
+from keystore.sync import received
 from keystore.sync import usage_envelope as envelope
 from keystore.sync.protocols import Usage
 from keystore.sync.usage_keys import UsageKey, load_key, only_origin, only_replica
@@ -347,8 +348,7 @@ def _take(file: StoreFile, path: Path, label: str, *, follow: bool) -> Taken:
             _refuse_revoked(_key(conn, key.fingerprint))
             outcome = "copy" if known else "taken"
             conn.execute(_Q["note_file"], {**asdict(note), "is_pending": False})
-            values = ({"store_id": note.store_id, **row.model_dump()} for row in rows)
-            new = conn.executemany(_Q["add_received"], values).rowcount
+            new = received.add(conn, note.store_id, rows)
             reached("ingest.inserted")
     reached("ingest.taken")
     return Taken(label, note.store_id, note.incarnation, note.number, header.count, new, outcome)

@@ -19,6 +19,7 @@ from keystore.edge.decision import (
     Entry,
     Freshness,
     Limit,
+    QuotaLeft,
     Rate,
     RateLimit,
     Reason,
@@ -29,6 +30,13 @@ from keystore.edge.slow import MAX_COST, is_malformed
 from keystore.errors import AlreadyExistsError, NotFoundError
 
 _DAY = 86_400.0
+
+
+class _Held:
+    """Units of a service that a key may use."""
+
+    def __init__(self, units: int) -> None:
+        self.initial = self.remaining = units
 
 
 class MemoryKeys:
@@ -42,7 +50,7 @@ class MemoryKeys:
         self._prefix = token_prefix
         self._lock = threading.RLock()
         self._entries: dict[str | ClientCredentials, Entry] = {}
-        self._services: dict[int, frozenset[str]] = {}
+        self._services: dict[int, dict[str, _Held]] = {}
         self._accounts: dict[str, int] = {}
         self._usage: dict[int, int] = {}
         self._whole_at: dict[int, float] = {}
@@ -61,6 +69,7 @@ class MemoryKeys:
         networks: Sequence[str] = (),
         metadata: Mapping[str, object] | None = None,
         services: Sequence[str] = (),
+        quotas: Mapping[str, int] | None = None,
         rate_limit: int | None = None,
         rate_window_seconds: int = 60,
         rate_burst: int | None = None,
@@ -69,7 +78,8 @@ class MemoryKeys:
         """Issue a key and return its token; the account, plan and services need not be added first.
 
         The rate and the bound on staleness, which a real store takes from the plan, are the key's.
-        ``expires_at`` is in Unix seconds, ``networks`` are in CIDR notation.
+        ``expires_at`` is in Unix seconds, ``networks`` are in CIDR notation. The key may use any
+        amount of ``services``, and so many units of ``quotas``, which are never renewed.
         """
         with self._lock:
             api_key = uuid4()
@@ -93,7 +103,9 @@ class MemoryKeys:
                 else None,
             )
             token = tokens.new_token(api_key, self._prefix)
-            self._services[entry.principal] = frozenset(services)
+            held = {name: _Held(MAX_COST) for name in services}
+            held |= {name: _Held(units) for name, units in (quotas or {}).items()}
+            self._services[entry.principal] = held
             self._put(token, entry)
             return token
 
@@ -266,8 +278,16 @@ class MemoryKeys:
             return Decision(allowed=False, reason=reason, freshness=fresh)
         has_service = service is None or service in self._services.get(entry.principal, ())
         decision = decide(entry, self.now, fresh, ip, has_service=has_service)
+        held = None
+        if decision.allowed and service is not None:
+            held = self._services[entry.principal][service]
+            decision = decision._replace(quota=QuotaLeft(held, service, held.initial, None))
+            if held.remaining < max(1, cost):
+                decision = decision._replace(allowed=False, reason=Reason.QUOTA_EXCEEDED)
         if decision.allowed and entry.rate is not None:
             decision = decision.with_rate(self._take(entry.principal, entry.rate, cost))
+        if held is not None and decision.allowed and held.initial < MAX_COST:
+            held.remaining -= cost
         return decision
 
     def _take(self, principal: int, rate: Rate, cost: int) -> RateLimit:

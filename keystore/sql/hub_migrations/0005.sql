@@ -4,6 +4,9 @@ ALTER TABLE keystore.api_key_service_quotas ADD COLUMN renewed_at TIMESTAMPTZ;
 UPDATE keystore.api_key_service_quotas SET renewed_at = updated_at;
 ALTER TABLE keystore.api_key_service_quotas ALTER COLUMN renewed_at SET NOT NULL;
 ALTER TABLE keystore.usage_log ADD COLUMN service_id BIGINT;
+-- what a replica's store has used, for the origin to settle
+CREATE INDEX usage_log_consumed ON keystore.usage_log (origin_id, store_id, usage_id)
+    WHERE principal_type = 'api_key' AND service_id IS NOT NULL;
 
 CREATE TABLE keystore.plan_service_quotas (
     store_id UUID NOT NULL,
