@@ -82,11 +82,13 @@ Rated = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Renewal = Literal["never", "daily", "monthly"]
 
 
-class _Input(BaseModel):
+class Input(BaseModel):
+    """Something from outside: nothing that is not known, and nothing that changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PlanInput(_Input):
+class PlanInput(Input):
     """A plan to add."""
 
     name: Text
@@ -107,14 +109,14 @@ class PlanInput(_Input):
         return self
 
 
-class AccountInput(_Input):
+class AccountInput(Input):
     """An account to add; e-mail addresses that differ only in ASCII case are the same."""
 
     email: Email
     plan: Text
 
 
-class KeyInput(_Input):
+class KeyInput(Input):
     """A key to issue; ``expires_at`` without a zone is UTC."""
 
     account: Email
@@ -126,19 +128,19 @@ class KeyInput(_Input):
     renewal: Renewal = "never"
 
 
-class ExpiryInput(_Input):
+class ExpiryInput(Input):
     """A key's expiry, or none."""
 
     expires_at: Moment | None
 
 
-class ReasonInput(_Input):
+class ReasonInput(Input):
     """Why a key changes its status."""
 
     reason: Text | None
 
 
-class QuotaInput(_Input):
+class QuotaInput(Input):
     """Units of a service for a key."""
 
     service: Text
@@ -146,13 +148,13 @@ class QuotaInput(_Input):
     renewal: Renewal = "never"
 
 
-class ServiceInput(_Input):
+class ServiceInput(Input):
     """A service to add."""
 
     name: Text
 
 
-class StatusInput(_Input):
+class StatusInput(Input):
     """A status to add."""
 
     name: Text
@@ -160,51 +162,18 @@ class StatusInput(_Input):
     allows_access: bool = False
 
 
-class UsageKeyInput(_Input):
+class UsageKeyInput(Input):
     """A key for usage files, to enroll."""
 
     label: Text | None = None
 
 
-class ProviderInput(_Input):
-    """A provider to add."""
-
-    name: Text
-
-
-class ModelInput(_Input):
-    """A model to add."""
-
-    name: Text
-
-
-class PriceInput(_Input):
-    """When a price begins; ``None``: as soon as may be."""
-
-    effective_from: Moment | None
-
-
-class EntryInput(_Input):
-    """What may be said of a movement of credits."""
-
-    request_id: Text | None = None
-    note: Text | None = None
-
-
-class UsageInput(_Input):
+class UsageInput(Input):
     """Usage to log; the principal is named by its external identity, or its internal id."""
 
     principal_type: Literal["api_key", "oauth_client", "session"]
     principal: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Text
     amount: Units
-    request_id: Text | None = None
-
-
-class ChargeInput(_Input):
-    """Tokens to charge for."""
-
-    input_tokens: Annotated[int, Field(ge=0, lt=2**31)]
-    output_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
     request_id: Text | None = None
 
 
@@ -330,56 +299,6 @@ class PlanQuota(BaseModel):
     initial_quota: int
     renewal: str
     updated_at: str
-
-
-class Provider(BaseModel):
-    """A provider of models."""
-
-    provider_id: int
-    name: str
-    models: int
-    created_at: str
-    updated_at: str
-
-
-class Price(BaseModel):
-    """What a model costs from a time on, in nano-credits for 1,000 tokens."""
-
-    model_pricing_id: int
-    input_nano_per_1k: int
-    output_nano_per_1k: int
-    effective_from: str
-    created_at: str
-
-
-class Model(BaseModel):
-    """A model with the price that is in force, in nano-credits for 1,000 tokens."""
-
-    model_id: int
-    name: str
-    provider: str
-    is_active: bool
-    input_nano_per_1k: int | None
-    output_nano_per_1k: int | None
-    effective_from: str | None
-
-
-class LedgerEntry(BaseModel):
-    """One movement of an account's credits, in nano-credits, and the balance after it."""
-
-    ledger_id: int
-    account_id: int
-    kind: str
-    amount_nano: int
-    balance_nano: int
-    request_id: str | None
-    note: str | None
-    model: str | None
-    model_pricing_id: int | None
-    input_tokens: int | None
-    output_tokens: int | None
-    usage_id: int | None
-    occurred_at: str
 
 
 class IssuedKey(BaseModel):

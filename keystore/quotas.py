@@ -149,11 +149,17 @@ def is_own_due(conn: "sqlite3.Connection", store_id: str, now: float) -> bool:
     return bool(rows) or head - after >= MOST_UNSETTLED
 
 
-def settle_own(conn: "sqlite3.Connection", store_id: str, now: float) -> None:
-    """At an origin: deduct what was used here. Part of the caller's write transaction."""
+def settle_own(
+    conn: "sqlite3.Connection", store_id: str, now: float, *, is_whole: bool = False
+) -> None:
+    """At an origin: deduct what was used here. Part of the caller's write transaction.
+
+    Usage without a quota is noted as settled only now and then, unless ``is_whole``: each note is
+    a change that travels.
+    """
     _renew(conn, now)
     after, head, rows = _own_use(conn, store_id, now)
-    if rows or head - after >= MOST_UNSETTLED:
+    if rows or head - after >= (1 if is_whole else MOST_UNSETTLED):
         settle(conn, store_id, after, head, rows, now)
     else:
         mark_exhausted(conn)

@@ -14,6 +14,7 @@ LAYERS = [
     {"errors", "_version", "failpoint"},
     {"tokens", "clock", "pricing", "sql", "tables", "disk", "forks"},
     {"models"},
+    {"credit_models"},
     {"db"},
     {"changelog"},
     {"migrate", "scope", "quotas"},

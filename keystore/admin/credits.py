@@ -9,7 +9,7 @@ whatever has become of the model since. The ledger is the origin's: a replica ha
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from keystore import clock, db, models, pricing, sql, tokens
+from keystore import clock, credit_models, db, models, pricing, sql, tokens
 from keystore.admin.prices import PriceAdmin
 from keystore.errors import (
     ConflictingRequestError,
@@ -31,7 +31,7 @@ class CreditAdmin(PriceAdmin):
 
     def grant(
         self, account: str, amount: str, *, request_id: str | None = None, note: str | None = None
-    ) -> models.LedgerEntry:
+    ) -> credit_models.LedgerEntry:
         """Give an account an amount of credits, written as a decimal number.
 
         Raises:
@@ -47,7 +47,9 @@ class CreditAdmin(PriceAdmin):
                 f"grant: {amount} is no whole number of nano-credits (1e-9) above zero.",
                 hint=_AMOUNT_HINT,
             )
-        wanted = models.validated(models.EntryInput, "grant", request_id=request_id, note=note)
+        wanted = models.validated(
+            credit_models.EntryInput, "grant", request_id=request_id, note=note
+        )
         with self._write():
             account_id = self._find("account", account)
             values = {"kind": "grant", "amount_nano": exact.nano, **wanted.model_dump()}
@@ -72,7 +74,7 @@ class CreditAdmin(PriceAdmin):
         output_tokens: int = 0,
         request_id: str | None = None,
         key: str | None = None,
-    ) -> models.LedgerEntry:
+    ) -> credit_models.LedgerEntry:
         """Charge an account for a model's tokens, and log them as usage of ``key``.
 
         A key is named by its UUID or its token; without one the usage is of the account's session.
@@ -85,7 +87,7 @@ class CreditAdmin(PriceAdmin):
             InvalidInputError, WrongRoleError
         """
         wanted = models.validated(
-            models.ChargeInput,
+            credit_models.ChargeInput,
             "charge",
             input_tokens=input_tokens,
             output_tokens=output_tokens,
@@ -141,7 +143,7 @@ class CreditAdmin(PriceAdmin):
 
     def statement(
         self, account: str, *, after: int = 0, limit: int = -1
-    ) -> list[models.LedgerEntry]:
+    ) -> list[credit_models.LedgerEntry]:
         """Return the ledger of an account after an entry, the oldest first.
 
         Raises:
@@ -149,7 +151,7 @@ class CreditAdmin(PriceAdmin):
         """
         with self._ledger():
             found = {"account_id": self._find("account", account), "after": after, "limit": limit}
-            return [models.LedgerEntry(**row) for row in self._rows("statement", **found)]
+            return [credit_models.LedgerEntry(**row) for row in self._rows("statement", **found)]
 
     def _principal(self, account_id: int, account: str, key: str | None) -> tuple[str, int]:
         if key is None:
@@ -167,7 +169,7 @@ class CreditAdmin(PriceAdmin):
         return "api_key", found["api_key_id"]
 
     def _cost(
-        self, model_id: int, model: str, wanted: models.ChargeInput, now: str
+        self, model_id: int, model: str, wanted: credit_models.ChargeInput, now: str
     ) -> tuple[int, int]:
         """Return the price in force, and what the tokens cost by it."""
         values = {"model_id": model_id, "now": now}
@@ -191,7 +193,9 @@ class CreditAdmin(PriceAdmin):
             wanted.input_tokens, wanted.output_tokens, input_per_1k, output_per_1k
         )
 
-    def _done_before(self, account_id: int, values: dict[str, Any]) -> models.LedgerEntry | None:
+    def _done_before(
+        self, account_id: int, values: dict[str, Any]
+    ) -> credit_models.LedgerEntry | None:
         """Return what a request has done already, if it is the same one."""
         request_id = values["request_id"]
         if request_id is None:
@@ -208,7 +212,7 @@ class CreditAdmin(PriceAdmin):
                 f"request {request_id} was another {values['kind']}, entry {row['ledger_id']}.",
                 hint="A request id stands for one request; take a new one.",
             )
-        return models.LedgerEntry(**row)
+        return credit_models.LedgerEntry(**row)
 
     def _ledger(self) -> "AbstractContextManager[object]":
         if not self.info.is_origin:
@@ -221,7 +225,9 @@ class CreditAdmin(PriceAdmin):
     def _balance(self, account_id: int) -> int:
         return int(db.scalar(self.file.conn, _Q["balance"], account_id))
 
-    def _enter(self, account_id: int, balance: int, values: dict[str, Any]) -> models.LedgerEntry:
+    def _enter(
+        self, account_id: int, balance: int, values: dict[str, Any]
+    ) -> credit_models.LedgerEntry:
         empty = dict.fromkeys(
             ("note", "model", "model_pricing_id", "input_tokens", "output_tokens", "usage_id")
         )
@@ -231,4 +237,4 @@ class CreditAdmin(PriceAdmin):
             "account_id": account_id,
             "balance_nano": balance + values["amount_nano"],
         }
-        return models.LedgerEntry(**self._rows("insert_entry", **entry)[0])
+        return credit_models.LedgerEntry(**self._rows("insert_entry", **entry)[0])

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keystore import clock, db, models, pricing, sql
+from keystore import clock, credit_models, db, models, pricing, sql
 from keystore.admin.base import Admin
 from keystore.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 
@@ -40,13 +40,13 @@ class PriceImport:
 class PriceAdmin(Admin):
     """Adds and lists providers, models and prices."""
 
-    def add_provider(self, name: str) -> models.Provider:
+    def add_provider(self, name: str) -> credit_models.Provider:
         """Add a provider.
 
         Raises:
             InvalidInputError, AlreadyExistsError, WrongRoleError
         """
-        wanted = models.validated(models.ProviderInput, "provider", name=name)
+        wanted = models.validated(credit_models.ProviderInput, "provider", name=name)
         with self._write():
             if db.scalar(self.file.conn, _Q["provider_id"], wanted.name) is not None:
                 raise AlreadyExistsError(
@@ -56,20 +56,20 @@ class PriceAdmin(Admin):
             self._insert_provider(wanted.name)
             return next(item for item in self._providers() if item.name == wanted.name)
 
-    def providers(self) -> list[models.Provider]:
+    def providers(self) -> list[credit_models.Provider]:
         """Return all providers, by name."""
         with self.file.read():
             return self._providers()
 
     def add_model(
         self, name: str, *, provider: str, input_per_1k: str, output_per_1k: str
-    ) -> models.Model:
+    ) -> credit_models.Model:
         """Add a model with its price, in credits for 1,000 tokens, in force from now on.
 
         Raises:
             NotFoundError: the provider; InvalidInputError, AlreadyExistsError, WrongRoleError
         """
-        wanted = models.validated(models.ModelInput, "model", name=name)
+        wanted = models.validated(credit_models.ModelInput, "model", name=name)
         prices = _price(input_per_1k), _price(output_per_1k)
         with self._write():
             provider_id = self._find_near("provider", provider)
@@ -88,7 +88,7 @@ class PriceAdmin(Admin):
         input_per_1k: str,
         output_per_1k: str,
         effective_from: str | None = None,
-    ) -> models.Price:
+    ) -> credit_models.Price:
         """Give a model a new price, from the next second on or from a later one.
 
         A price that is to begin later can be replaced until then. ``effective_from`` is ISO 8601
@@ -99,7 +99,7 @@ class PriceAdmin(Admin):
             InvalidInputError: also for a time that has begun: what was charged stays explained.
         """
         prices = _price(input_per_1k), _price(output_per_1k)
-        wanted = models.validated(models.PriceInput, "price", effective_from=effective_from)
+        wanted = models.validated(credit_models.PriceInput, "price", effective_from=effective_from)
         with self._write():
             earliest = begins = _next_second()  # (of the clock that the lock was waited for by)
             if wanted.effective_from is not None:
@@ -112,9 +112,11 @@ class PriceAdmin(Admin):
             model_id = self._find_near("model", name)
             self._insert_price(model_id, prices, begins)
             rows = self._rows("prices", model_id=model_id)
-            return next(models.Price(**row) for row in rows if row["effective_from"] == begins)
+            return next(
+                credit_models.Price(**row) for row in rows if row["effective_from"] == begins
+            )
 
-    def list_models(self, *, provider: str | None = None) -> list[models.Model]:
+    def list_models(self, *, provider: str | None = None) -> list[credit_models.Model]:
         """Return all models, or a provider's, with the price that is in force, by name.
 
         Raises:
@@ -124,9 +126,9 @@ class PriceAdmin(Admin):
             if provider is not None:
                 self._find_near("provider", provider)
             rows = self._rows("models", name=None, provider=provider, now=clock.utc_text())
-            return [models.Model(**row) for row in rows]
+            return [credit_models.Model(**row) for row in rows]
 
-    def prices(self, model: str) -> list[models.Price]:
+    def prices(self, model: str) -> list[credit_models.Price]:
         """Return the prices of a model, the newest first.
 
         Raises:
@@ -134,7 +136,7 @@ class PriceAdmin(Admin):
         """
         with self.file.read():
             model_id = self._find_near("model", model)
-            return [models.Price(**row) for row in self._rows("prices", model_id=model_id)]
+            return [credit_models.Price(**row) for row in self._rows("prices", model_id=model_id)]
 
     def import_prices(
         self, path: Path, *, on_progress: Callable[[int, int], None] = lambda _, __: None
@@ -226,12 +228,12 @@ class PriceAdmin(Admin):
             )
         return int(found)
 
-    def _providers(self) -> list[models.Provider]:
-        return [models.Provider(**row) for row in self._rows("providers")]
+    def _providers(self) -> list[credit_models.Provider]:
+        return [credit_models.Provider(**row) for row in self._rows("providers")]
 
-    def _model(self, name: str) -> models.Model:
+    def _model(self, name: str) -> credit_models.Model:
         row = next(iter(self._rows("models", name=name, provider=None, now=clock.utc_text())))
-        return models.Model(**row)
+        return credit_models.Model(**row)
 
     def _rows(self, statement: str, /, **values: object) -> list[dict[str, Any]]:
         return list(self._db.query(_Q[statement], values))
@@ -314,7 +316,7 @@ def _listed(name: str, said: object) -> _Listed:
 
 def _refuse_unusual(what: str, name: str) -> None:
     try:
-        is_as_stored = models.ModelInput(name=name).name == name
+        is_as_stored = credit_models.ModelInput(name=name).name == name
     except ValueError:
         is_as_stored = False
     if not is_as_stored:

@@ -129,7 +129,7 @@ class UsageAdmin(ReportAdmin):
         where = {"before": done.before, "limit": ROWS_PER_STEP}
         if self.info.is_origin:
             with self.file.write() as conn:
-                quotas.settle_own(conn, self.info.store_id, now)
+                quotas.settle_own(conn, self.info.store_id, now, is_whole=True)
         while True:
             with self.file.write() as conn:
                 last = int(db.scalar(conn, _Q["last_usage"]))

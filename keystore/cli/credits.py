@@ -22,7 +22,7 @@ from keystore.cli.common import (
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from keystore.models import LedgerEntry
+    from keystore.credit_models import LedgerEntry
     from keystore.store import Store
 
 _PAGE = 1_000
