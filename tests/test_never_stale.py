@@ -94,7 +94,7 @@ def issued(store: Store) -> dict[str, str]:
     accounts = [f"{name}@example.org" for name in ("ada", "bob", "eve")]
     keys = [store.issue_key(accounts[number % 3]) for number in range(KEYS)]
     for item in keys[::2]:
-        store.set_quota(item.key.api_key, "chat", 10)
+        store.set_quota(item.key.api_key, "chat", 10**9)
     return {item.key.api_key: item.token for item in keys}
 
 
@@ -155,10 +155,10 @@ class Moves:
                 [
                     f"""INSERT OR REPLACE INTO APIKeyServiceQuotas
                             (api_key_id, service_id, initial_quota, remaining_quota)
-                        SELECT api_key_id, {service}, 1, 1 FROM APIKeys {where}"""
+                        SELECT api_key_id, {service}, 1000000000, 1000000000 FROM APIKeys {where}"""
                 ],
                 [f"DELETE FROM APIKeyServiceQuotas {quota}"],
-                [f"UPDATE APIKeyServiceQuotas SET remaining_quota = 0 {quota}"],
+                [f"UPDATE APIKeyServiceQuotas SET remaining_quota = 10000000 {quota}"],
                 [f"UPDATE OR REPLACE APIKeyServiceQuotas SET service_id = {3 - service} {quota}"],
                 [
                     f"""UPDATE OR REPLACE APIKeyServiceQuotas SET api_key_id = {its_id}

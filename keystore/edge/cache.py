@@ -147,7 +147,7 @@ class TokenCache:
         if found is None:
             rows = conn.execute(_Q["services"], (api_key_id,)).fetchall()
             found = {name: Grant(*ids) for name, *ids in rows}
-            for quota_id, _ in found.values():
+            for quota_id, *_ in found.values():
                 before = self._quota_keys.get(quota_id)
                 if before is not None:
                     self._forget(before)  # as in read(): the quota has moved
@@ -192,7 +192,7 @@ class TokenCache:
         self._last_revocation = scalar(conn, _Q["last_revocation"])
 
     def _forget(self, principal: int) -> None:
-        for quota_id, _ in self._services.pop(principal, {}).values():
+        for quota_id, *_ in self._services.pop(principal, {}).values():
             self._quota_keys.pop(quota_id, None)
         digest = self._digests.get(principal)
         if digest is not None:

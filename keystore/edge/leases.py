@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
 
 class Grant(NamedTuple):
-    """What a key may use a service by: its quota, as the last look at the file found it."""
+    """What a key may use a service by: its quota, as the last look at the file found it.
+
+    Without what is left, which others spend: what was taken of it stays taken.
+    """
 
     quota_id: int
     service_id: int
+    initial_quota: int
+    renewal: str
+    renewed_at: str
 
 
 class Store(NamedTuple):
@@ -103,7 +109,7 @@ class Leases:
         """
         file, store_id, now, seen = store
         ends = lease.left.renews_at if lease.left else None
-        if lease.grant is grant and lease.left is not None and (ends is None or now < ends):
+        if lease.grant == grant and lease.left is not None and (ends is None or now < ends):
             if units and lease.take(units):
                 return True
             if not units and lease.remaining:

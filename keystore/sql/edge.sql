@@ -78,7 +78,7 @@ SELECT coalesce(max(revocation_id), 0) FROM Revocations;
 
 -- name: services
 -- The active services that a key has a quota for.
-SELECT s.name, q.quota_id, q.service_id
+SELECT s.name, q.quota_id, q.service_id, q.initial_quota, q.renewal, q.renewed_at
 FROM APIKeyServiceQuotas AS q
 JOIN Services AS s ON s.service_id = q.service_id
 WHERE q.api_key_id = ? AND s.is_active;
