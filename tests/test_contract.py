@@ -33,6 +33,7 @@ STATUSES = {
     Reason.NETWORK: 403,
     Reason.SERVICE: 403,
     Reason.RATE_LIMITED: 429,
+    Reason.QUOTA_EXCEEDED: 429,
     Reason.STALE: 503,
     Reason.OFFLINE: 503,
     Reason.NOT_SYNCED: 503,

@@ -263,7 +263,7 @@ def test_a_check_that_is_interrupted_anywhere_lets_nothing_pass_that_is_taken_ba
 ) -> None:
     store.add_service("search")
     store.add_service("other")
-    token = store.issue_key(ADA, quotas={"search": 1}).token
+    token = store.issue_key(ADA, quotas={"search": 10**9}).token
     conn = connect(store.file.path)
     with Validator(store.file.path, max_seconds=3600) as validator:
         for nth in count(1):
