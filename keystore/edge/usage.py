@@ -20,6 +20,9 @@ from keystore.db import StoreFile, scalar
 from keystore.edge.guard import ClockGuard
 from keystore.errors import KeystoreError
 
+RETRY_SECONDS = 0.25
+"""How soon after a flush that has failed the next one is tried: until then the bound is passed."""
+
 _Q = sql.named("edge")
 Use = tuple[int, int, int]
 """Key id, account id, amount."""
@@ -109,7 +112,8 @@ class UsageBuffer:
         if not self.uses:
             return 0
         flushed, had_failed = self.pending, self._has_failed
-        self._has_failed, self._due_at = True, time.monotonic() + self._max_seconds
+        retry = min(self._max_seconds, RETRY_SECONDS)
+        self._has_failed, self._due_at = True, time.monotonic() + retry
         with self._file.errors():
             self._settle()
             if had_failed:
