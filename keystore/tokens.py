@@ -32,7 +32,7 @@ from zlib import crc32
 DEFAULT_PREFIX = "sk-miro-api-"
 SECRET_BITS = 160
 MAX_TOKEN_LENGTH = 512
-"""Longer strings are refused unread: no token is that long, and hashing is not free."""
+"""Longer strings are no token, and no store is asked for them."""
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]

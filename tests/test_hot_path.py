@@ -322,7 +322,8 @@ def test_the_very_next_check_knows_which_services_a_key_may_use(
     store.add_service("chat")
     token, path = store.issue_key(ADA).token, store.file.path
     give = """INSERT INTO APIKeyServiceQuotas
-        (api_key_id, service_id, initial_quota, remaining_quota) VALUES (1, 1, 1000000000, 1000000000)"""
+        (api_key_id, service_id, initial_quota, remaining_quota)
+        VALUES (1, 1, 1000000000, 1000000000)"""
     with Validator(path) as validator:
 
         def reason(service: str | None = "chat") -> Reason:

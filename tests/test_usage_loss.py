@@ -307,3 +307,18 @@ def test_an_interrupted_flush_is_not_repeated_in_a_file_that_takes_the_stores_pl
 
 def used(store: Store) -> int:
     return int(store.file.conn.execute("SELECT sum(amount) FROM UsageLog").fetchone()[0])
+
+
+def test_a_flush_that_has_failed_is_tried_again_soon(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long usage may wait: until it is written, the bound is passed."""
+    token = store.issue_key(ADA).token
+    monkeypatch.setattr("keystore.edge.usage.RETRY_SECONDS", 0.0)
+    with Validator(store.file.path, max_pending=3, max_seconds=3600) as validator:
+        with store.file.write():
+            for _ in range(5):
+                assert validator.check(token).allowed
+        assert store.status().usage_total == 0
+        assert validator.check(token).allowed
+        assert store.status().usage_total == 5  # all but its own

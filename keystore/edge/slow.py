@@ -128,8 +128,7 @@ class SlowWay(db.Closing):
             msg = f"cost is {cost}; it must be 0 to {MAX_COST}"
             raise ValueError(msg)
         with self._lock:
-            if self._file.is_inherited:
-                forks.refuse_inherited(self._file)
+            forks.refuse_inherited(self._file)
             self.slow_checks += 1
             try:
                 decision, use = self._decide(sent, digest, service, cost, ip)

@@ -23,9 +23,12 @@ from keystore.errors import KeystoreError
 if TYPE_CHECKING:
     import sqlite3
 
-_Q = sql.named("edge")
+RETRY_SECONDS = 0.25
+"""How soon after a flush that has failed the next one is tried: until then the bound is passed."""
 Use = tuple[int, int, int | None, int | None, str | None, int]
 """Key id (or -client id), account id, service id, the quota's id and period, amount."""
+
+_Q = sql.named("edge")
 
 
 class _Batch(NamedTuple):
@@ -112,7 +115,8 @@ class UsageBuffer:
         if not self.uses:
             return 0
         flushed, had_failed = self.pending, self._has_failed
-        self._has_failed, self._due_at = True, time.monotonic() + self._max_seconds
+        retry = min(self._max_seconds, RETRY_SECONDS)
+        self._has_failed, self._due_at = True, time.monotonic() + retry
         with self._file.errors():
             self._settle()
             if had_failed:
