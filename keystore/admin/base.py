@@ -1,6 +1,7 @@
 """What the rooms share: the open file, transactions, listings, and how a record is looked up."""
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from sqlite_utils import Database
@@ -20,6 +21,15 @@ _HOW = {
     "service": "`keystore service list` shows the services; `keystore service add` adds one.",
     "status": "`keystore key statuses` shows the statuses; INSERT INTO APIKeyStatuses adds one.",
 }
+_NAMES = {
+    "plan": _Q["plan_names"],
+    "account": _Q["account_names"],
+    "client": _Q["client_names"],
+    "service": _Q["service_names"],
+    "status": _Q["status_names"],
+}
+_MOST_NAMES = 5_000
+"""Of more than these none is suggested: others may be waiting for the lock meanwhile."""
 
 
 class Admin(db.Closing):
@@ -50,8 +60,18 @@ class Admin(db.Closing):
         """Return the internal id of a plan, account, client, service or status by its name."""
         found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
         if found is None:
-            raise NotFoundError(f"there is no {kind} {name!r}.", hint=_HOW[kind])
+            near = self._near(name, _NAMES[kind])
+            raise NotFoundError(f"there is no {kind} {name!r}.{near}", hint=_HOW[kind])
         return int(found)
+
+    def _near(self, name: str, names: str) -> str:
+        """Return a sentence with those of some names that are spelled nearly so, if any."""
+        found = self.file.conn.execute(names).fetchmany(_MOST_NAMES + 1)
+        if len(found) > _MOST_NAMES:
+            return ""
+        spelled = {row[0].lower(): row[0] for row in found}
+        near = [spelled[low] for low in get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)]
+        return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
     def _is_taken(self, kind: str, name: str) -> bool:
         return db.scalar(self.file.conn, _Q[f"{kind}_id"], name) is not None

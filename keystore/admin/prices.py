@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,11 +218,8 @@ class PriceAdmin(Admin):
         """
         found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
         if found is None:
-            names = [row[0] for row in self.file.conn.execute(_NAMES[kind])]
-            near = get_close_matches(name, names, n=3, cutoff=0.5)
-            which = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise NotFoundError(
-                f"there is no {kind} {name!r}.{which}",
+                f"there is no {kind} {name!r}.{self._near(name, _NAMES[kind])}",
                 hint=f"`keystore {kind} list` shows the {kind}s; `keystore {kind} add` adds one.",
             )
         return int(found)

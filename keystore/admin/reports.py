@@ -98,6 +98,11 @@ class ReportAdmin(Admin):
         """
         if top is not None and top < 1:
             raise InvalidInputError("top must be at least 1.")
+        if since is not None and until is not None and _hour(since, "") > _hour(until, ""):
+            raise InvalidInputError(
+                f"usage from {_hour(since, '')} on and until {_hour(until, '')}: no time is both.",
+                hint="`since` is the earlier one: --since 7d --until 1d.",
+            )
         with self.file.read() as conn:
             values: dict[str, object] = {}
             if key is not None or by == "key":

@@ -19,8 +19,16 @@ ROWS_PER_STEP = 10_000
 
 _Q = sql.named("usage")
 _SUBJECTS = {
-    "api_key": (_Q["key_subject"], _Q["account_of_key"], "`keystore key list` shows the keys."),
-    "oauth_client": (_Q["client_subject"], _Q["account_of_client"], "Pass its internal id."),
+    "api_key": (
+        _Q["key_subject"],
+        _Q["account_of_key"],
+        "Name it by its UUID (`keystore key list`) or its internal id, not by its token.",
+    ),
+    "oauth_client": (
+        _Q["client_subject"],
+        _Q["account_of_client"],
+        "Name it by its client_id (`keystore client list`); one that is gone by its internal id.",
+    ),
 }
 
 

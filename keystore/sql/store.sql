@@ -62,8 +62,14 @@ WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash;
 -- name: plan_id
 SELECT plan_id FROM Plans WHERE name = ?;
 
+-- name: plan_names
+SELECT name FROM Plans;
+
 -- name: account_id
 SELECT account_id FROM Accounts WHERE email = ?;
+
+-- name: account_names
+SELECT email FROM Accounts;
 
 -- name: clients
 SELECT c.oauth_client_id, c.client_id, c.account_id, a.email AS account, c.is_active, c.created_at,
@@ -77,11 +83,17 @@ ORDER BY c.oauth_client_id;
 -- name: client_id
 SELECT oauth_client_id FROM OAuthClients WHERE client_id = ?;
 
+-- name: client_names
+SELECT client_id FROM OAuthClients;
+
 -- name: plan_users
 SELECT email FROM Accounts WHERE plan_id = ? ORDER BY email LIMIT 3;
 
 -- name: service_id
 SELECT service_id FROM Services WHERE name = ?;
+
+-- name: service_names
+SELECT name FROM Services;
 
 -- name: services
 SELECT s.*, (SELECT count(*) FROM APIKeyServiceQuotas AS q WHERE q.service_id = s.service_id) AS keys
@@ -91,6 +103,9 @@ ORDER BY s.name;
 
 -- name: status_id
 SELECT status_id FROM APIKeyStatuses WHERE name = ?;
+
+-- name: status_names
+SELECT name FROM APIKeyStatuses;
 
 -- name: statuses
 SELECT s.*, (SELECT count(*) FROM APIKeys AS k WHERE k.status = s.name) AS keys
