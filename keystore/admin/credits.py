@@ -187,7 +187,8 @@ class CreditAdmin(PriceAdmin):
         if not is_active:
             raise NotFoundError(
                 f"model {model!r} of {provider} is not active.",
-                hint="`keystore model list` shows the models.",
+                hint="`keystore model list` shows the models; UPDATE Models SET is_active = 1 "
+                "lets one be used again.",
             )
         return pricing_id, pricing.cost(
             wanted.input_tokens, wanted.output_tokens, input_per_1k, output_per_1k
