@@ -116,6 +116,18 @@ def test_what_a_killed_process_had_taken_counts_as_spent(store: Store, token: st
         assert allowed(validator, token) == 50
 
 
+def test_no_amount_that_was_logged_stops_a_check(store: Store, token: str) -> None:
+    store.file.conn.executemany(
+        "INSERT INTO UsageLog (principal_type, principal_id, service_id, amount, occurred_at)"
+        " VALUES ('api_key', 1, 1, ?, datetime('now', '+1 minute'))",
+        [(2**63 - 1,)] * 3,
+    )
+    with Validator(store.file.path) as validator:
+        assert validator.check(token, service="tts").reason is Reason.QUOTA_EXCEEDED
+    assert [quota.left for quota in store.quotas(token)] == [0]
+    store.log_usage("api_key", 1, service="tts")
+
+
 def test_a_raised_quota_is_there_with_the_next_check(store: Store, token: str) -> None:
     key = store.keys()[0].api_key
     with Validator(store.file.path) as validator:

@@ -12,10 +12,10 @@ WHERE q.quota_id = :quota_id;
 -- What was leased in an earlier period is forgotten: spent or not, it was of that period.
 INSERT INTO QuotaUse (quota_id, period, settled_usage, spent)
 SELECT q.quota_id, :period, :settled,
-       coalesce((SELECT sum(l.amount) FROM UsageLog AS l
-                 WHERE l.usage_id > :settled AND l.principal_type = 'api_key'
-                   AND l.principal_id = q.api_key_id AND l.service_id = q.service_id
-                   AND l.occurred_at >= :period), 0)
+       (SELECT CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER) FROM UsageLog AS l
+        WHERE l.usage_id > :settled AND l.principal_type = 'api_key'
+          AND l.principal_id = q.api_key_id AND l.service_id = q.service_id
+          AND l.occurred_at >= :period)
 FROM APIKeyServiceQuotas AS q
 WHERE q.quota_id = :quota_id
 ON CONFLICT (quota_id) DO UPDATE SET
