@@ -22,7 +22,7 @@ from keystore.errors import NotFoundError
 from keystore.http.answers import answer
 from keystore.http.unkey import verify
 from keystore.scope import ScopedReader
-from keystore.sync import engine, follow, targets, usage_files, usage_keys
+from keystore.sync import engine, exchange, follow, targets, usage_files, usage_keys
 from keystore.sync.engine import Report
 from keystore.sync.follow import Follower
 from keystore.sync.memory import MemoryHub
@@ -112,6 +112,36 @@ def test_a_key_that_is_used_up_at_the_edges_is_exhausted_everywhere_until_more_i
     fleet.sync()
     assert fleet.use(one, 50) is Reason.OK
     assert fleet.use(one, 1) is Reason.QUOTA_EXCEEDED
+
+
+def test_a_key_whose_last_quota_is_removed_is_exhausted_no_more(store: Store) -> None:
+    for service in ("tts", "ocr"):
+        store.add_service(service)
+    removed, dropped, other = (
+        store.issue_key(ADA, quotas={"tts": 0, "ocr": 0}).token for _ in range(3)
+    )
+    by_hand = store.issue_key(ADA).token
+    for token in (removed, dropped, other):
+        store.set_quota(token, "tts", 0)
+    store.set_key_status(by_hand, "exhausted")
+
+    def status(token: str) -> str:
+        return store.key(token).status
+
+    assert [status(token) for token in (removed, dropped, other)] == ["exhausted"] * 3
+    store.remove_quota(removed, "tts")
+    assert status(removed) == "exhausted"  # of the other
+    store.remove_quota(removed, "ocr")
+    assert store.history(removed)[0].reason == "no quota is used up any more"
+    with Validator(store.file.path) as validator:
+        assert validator.check(removed).allowed
+        assert validator.check(removed, service="tts").reason is Reason.SERVICE
+    store.file.conn.execute("DELETE FROM APIKeyServiceQuotas WHERE api_key_id = 2")
+    exchange.settle_usage(store.file, None)
+    assert not quotas.is_own_due(store.file.conn, store.file.info().store_id, time.time())
+    assert [status(token) for token in (removed, dropped)] == ["assigned"] * 2
+    # what an operator says, or an import, is not taken back
+    assert [status(token) for token in (other, by_hand)] == ["exhausted"] * 2
 
 
 def test_a_renewal_lifts_what_was_exhausted(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,8 +98,10 @@ SELECT EXISTS (SELECT 1 FROM APIKeyServiceQuotas
 
 -- name: is_lift_due
 SELECT EXISTS (SELECT 1 FROM APIKeys AS k
-               JOIN APIKeyServiceQuotas AS q ON q.api_key_id = k.api_key_id AND q.remaining_quota > 0
-               WHERE k.status = 'exhausted' AND k.status <> 'assigned');
+               LEFT JOIN APIKeyServiceQuotas AS q ON q.api_key_id = k.api_key_id
+               WHERE k.status = 'exhausted' AND k.status <> 'assigned'
+                 AND (q.remaining_quota > 0
+                      OR (q.quota_id IS NULL AND k.status_reason = 'all quotas are used up')));
 
 -- name: renew
 -- What nobody has used needs no renewal: it would be a change of every row, every day.
@@ -149,10 +151,17 @@ WHERE status = 'assigned'
   AND EXISTS (SELECT 1 FROM APIKeyStatuses WHERE name = 'exhausted');
 
 -- name: lift_exhausted
+-- A key whose last quota was removed is one without quotas, unless an operator or an import calls it
+-- exhausted.
 UPDATE APIKeys SET
     status = 'assigned',
-    status_reason = 'a quota is there again',
+    status_reason = iif(EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+                                WHERE q.api_key_id = APIKeys.api_key_id),
+                        'a quota is there again', 'no quota is used up any more'),
     updated_at = CURRENT_TIMESTAMP
 WHERE status = 'exhausted' AND status <> 'assigned' -- (so that its index serves)
-  AND EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
-              WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0);
+  AND (EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+               WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0)
+       OR (status_reason = 'all quotas are used up'
+           AND NOT EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
+                           WHERE q.api_key_id = APIKeys.api_key_id)));
