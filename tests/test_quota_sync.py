@@ -241,6 +241,30 @@ def test_nothing_is_written_where_nothing_was_used(fleet: Fleet) -> None:
     assert fleet.store.status().last_change == before
 
 
+@pytest.mark.parametrize(
+    ("statement", "path"),
+    [
+        ("own_use", "SEARCH l USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        *(
+            (
+                name,
+                "SEARCH l USING INDEX idx_usagelog_principal"
+                " (principal_type=? AND principal_id=? AND occurred_at>?)",
+            )
+            for name in ("count_use", "of_key")
+        ),
+    ],
+    ids=str,
+)
+def test_usage_that_is_settled_or_anothers_is_not_read(
+    store: Store, statement: str, path: str
+) -> None:
+    text = sql.named("quotas")[statement]
+    values = dict.fromkeys(re.findall(r":([a-z_]+)", text), 1)
+    plan = [row[3] for row in store.file.conn.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+    assert [step for step in plan if " l " in step] == [path]
+
+
 def test_usage_without_a_quota_is_passed_over_in_large_steps(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,12 @@ WHERE q.quota_id = :quota_id;
 
 -- name: count_use
 -- What was leased in an earlier period is forgotten: spent or not, it was of that period.
+-- (The usage by the key's index: without statistics, SQLite would read all usage of the service.)
 INSERT INTO QuotaUse (quota_id, period, settled_usage, spent)
 SELECT q.quota_id, :period, :settled,
        (SELECT CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER) FROM UsageLog AS l
-        WHERE l.usage_id > :settled AND l.principal_type = 'api_key'
-          AND l.principal_id = q.api_key_id AND l.service_id = q.service_id
+        WHERE +l.usage_id > :settled AND l.principal_type = 'api_key'
+          AND l.principal_id = q.api_key_id AND +l.service_id = q.service_id
           AND l.occurred_at >= :period)
 FROM APIKeyServiceQuotas AS q
 WHERE q.quota_id = :quota_id
@@ -42,8 +43,8 @@ SELECT s.name AS service, p.initial_quota, p.remaining_quota,
               - CASE WHEN u.period = p.period AND u.settled_usage = p.settled THEN u.spent
                      ELSE (SELECT CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER)
                            FROM UsageLog AS l
-                           WHERE l.usage_id > p.settled AND l.principal_type = 'api_key'
-                             AND l.principal_id = p.api_key_id AND l.service_id = p.service_id
+                           WHERE +l.usage_id > p.settled AND l.principal_type = 'api_key'
+                             AND l.principal_id = p.api_key_id AND +l.service_id = p.service_id
                              AND l.occurred_at >= p.period) END) AS left,
        p.renewal, p.updated_at
 FROM Periods AS p
@@ -78,7 +79,8 @@ SELECT coalesce((SELECT usage_id FROM UsageSettlements WHERE replica_id = ?), 0)
 SELECT replica_id, usage_id FROM UsageSettlements;
 
 -- name: own_use
--- Rows of the period that a quota is in, and when that began.
+-- Rows of the period that a quota is in, and when that began. (With a +: without statistics, SQLite would
+-- read the usage of all keys, and not what is new.)
 SELECT q.api_key_id, q.service_id,
        max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
                                         WHEN 'monthly' THEN :month ELSE '' END),
@@ -87,7 +89,7 @@ FROM UsageLog AS l
 LEFT JOIN QuotaSuccessors AS s ON s.api_key_id = l.principal_id
 JOIN APIKeyServiceQuotas AS q
     ON q.api_key_id = coalesce(s.successor_id, l.principal_id) AND q.service_id = l.service_id
-WHERE l.usage_id > :settled AND l.usage_id <= :head AND l.principal_type = 'api_key' AND l.amount > 0
+WHERE l.usage_id > :settled AND l.usage_id <= :head AND +l.principal_type = 'api_key' AND l.amount > 0
   AND l.occurred_at >= max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
                                                         WHEN 'monthly' THEN :month ELSE '' END)
 GROUP BY q.quota_id;
