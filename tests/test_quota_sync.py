@@ -241,16 +241,15 @@ def test_nothing_is_written_where_nothing_was_used(fleet: Fleet) -> None:
     assert fleet.store.status().last_change == before
 
 
+_OF_A_KEY = "principal_type=? AND principal_id=? AND occurred_at>?"
+
+
 @pytest.mark.parametrize(
     ("statement", "path"),
     [
         ("own_use", "SEARCH l USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
         *(
-            (
-                name,
-                "SEARCH l USING INDEX idx_usagelog_principal"
-                " (principal_type=? AND principal_id=? AND occurred_at>?)",
-            )
+            (name, f"SEARCH l USING INDEX idx_usagelog_principal ({_OF_A_KEY})")
             for name in ("count_use", "of_key")
         ),
     ],

@@ -153,6 +153,28 @@ def test_a_quota_that_renews_is_there_again_without_a_word_from_the_origin(
         assert allowed(validator, token) == 30
 
 
+def test_an_exhausted_key_passes_by_itself_when_a_quota_renews_that_has_something(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_service("ocr")
+    key = store.keys()[0].api_key
+    now = [1795176000.0]  # 2026-11-20 12:00:00
+    monkeypatch.setattr("time.time", lambda: now[0])
+    with Validator(store.file.path) as validator:
+        for units, reason in ((0, Reason.QUOTA_EXCEEDED), (5, Reason.OK)):
+            store.set_quota(key, "tts", 0)
+            store.set_quota(key, "ocr", units, renewal="monthly")
+            store.file.conn.execute(
+                "UPDATE APIKeyServiceQuotas SET remaining_quota = 0,"
+                " renewed_at = '2026-11-20 10:00:00'"
+            )
+            store.set_key_status(key, "exhausted")
+            now[0] = 1795176000.0
+            assert validator.check(token).reason is Reason.QUOTA_EXCEEDED
+            now[0] += 11 * 86_400
+            assert validator.check(token).reason is reason
+
+
 def test_a_rate_that_is_used_up_spends_nothing_of_the_quota(store: Store, token: str) -> None:
     store.change_plan("free", rate_limit=3, rate_window_seconds=3600)
     with Validator(store.file.path) as validator:
