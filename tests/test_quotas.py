@@ -139,7 +139,11 @@ def test_a_raised_quota_is_there_with_the_next_check(store: Store, token: str) -
 def test_a_quota_that_renews_is_there_again_without_a_word_from_the_origin(
     store: Store, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.set_quota(store.keys()[0].api_key, "tts", 30, renewal="daily")
+    store.set_quota(store.keys()[0].api_key, "tts", 40, renewal="daily")
+    # (the origin has deducted 10, and says nothing of the days that follow)
+    store.file.conn.execute(
+        "UPDATE APIKeyServiceQuotas SET remaining_quota = 30, renewed_at = '2026-11-20 00:00:00'"
+    )
     now = [1795176000.0]  # 2026-11-20 12:00:00
     monkeypatch.setattr("time.time", lambda: now[0])
     with Validator(store.file.path) as validator:
@@ -148,9 +152,10 @@ def test_a_quota_that_renews_is_there_again_without_a_word_from_the_origin(
         assert decision.quota is not None
         assert decision.quota.renews_at == 1795219200.0
         now[0] = 1795219200.0
-        assert allowed(validator, token) == 30
+        assert allowed(validator, token) == 40
         now[0] += 86_400 * 3 + 5
-        assert allowed(validator, token) == 30
+        assert store.quotas(token)[0].left == 40
+        assert allowed(validator, token) == 40
 
 
 def test_an_exhausted_key_passes_by_itself_when_a_quota_renews_that_has_something(
