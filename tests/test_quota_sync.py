@@ -193,6 +193,15 @@ def test_a_lost_acknowledgement_deducts_nothing_twice(fleet: Fleet) -> None:
     assert [fleet.quota(path).left for path in (fleet.store.file.path, one)] == [896, 896]
 
 
+def test_two_who_have_heard_of_the_same_usage_deduct_it_once(fleet: Fleet) -> None:
+    used = [quotas.Consumed(1, 1, "2999-01-01 00:00:00", 100)]
+    for after, up_to in ((0, 7), (0, 7), (0, 9), (7, 8)):
+        with fleet.store.file.write() as conn:
+            quotas.settle(conn, REPLICA, after, up_to, used, time.time())
+    assert fleet.quota().remaining_quota == 800
+    assert quotas.settled(fleet.store.file.conn)[REPLICA] == 8
+
+
 def test_what_a_restored_replica_uses_is_deducted_though_the_lost_copy_came_further(
     fleet: Fleet,
 ) -> None:
@@ -228,6 +237,19 @@ def test_a_rotation_moves_what_is_left_and_what_edges_tell_later(fleet: Fleet) -
     fleet.sync()
     assert fleet.quota(key=new.key.api_key).left == 890
     assert fleet.quota(one, key=new.key.api_key).left == 890
+
+
+def test_a_rotation_of_a_key_that_has_used_up_all_moves_that_too(store: Store) -> None:
+    store.add_service("tts")
+    issued = store.issue_key(ADA, quotas={"tts": 10})
+    with Validator(store.file.path) as validator:
+        assert validator.check(issued.token, service="tts", cost=10).allowed
+    successor = store.rotate_key(issued.token, overlap=timedelta(hours=1))
+    assert successor.key.status == "exhausted"
+    with Validator(store.file.path) as validator:
+        assert validator.check(successor.token).reason is Reason.QUOTA_EXCEEDED
+        assert validator.check(issued.token).allowed  # which has no quotas any more
+    assert examine(store.file) == []
 
 
 def test_nothing_is_written_where_nothing_was_used(fleet: Fleet) -> None:
