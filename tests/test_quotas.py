@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from keystore import Reason, Store, Validator
-from keystore.quotas import LARGEST_LEASE, period_of, renews_at
+from keystore.quotas import LARGEST_LEASE, Consumed, deduct, period_of, renews_at, settle_own
 
 ADA = "ada@example.org"
 
@@ -156,6 +156,32 @@ def test_a_quota_that_renews_is_there_again_without_a_word_from_the_origin(
         now[0] += 86_400 * 3 + 5
         assert store.quotas(token)[0].left == 40
         assert allowed(validator, token) == 40
+
+
+def test_what_was_used_in_a_period_that_is_over_is_taken_off_no_other(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_quota(token, "tts", 100, renewal="daily")
+    store.file.conn.execute("UPDATE APIKeyServiceQuotas SET renewed_at = '2026-11-18 00:00:00'")
+    store.file.conn.executemany(
+        "INSERT INTO UsageLog (principal_type, principal_id, service_id, amount, occurred_at)"
+        " VALUES ('api_key', 1, 1, ?, ?)",
+        [(7, "2026-11-19 23:59:59"), (2, "2026-11-20 00:00:00")],
+    )
+    now = 1795176000.0  # 2026-11-20 12:00:00
+    monkeypatch.setattr("time.time", lambda: now)
+    assert store.quotas(token)[0].left == 98
+    with Validator(store.file.path) as validator:
+        decision = validator.check(token, service="tts", cost=0)
+        assert decision.quota is not None
+        assert decision.quota.remaining == 98
+    with store.file.write() as conn:
+        settle_own(conn, store.file.info().store_id, now)
+    assert store.quotas(token)[0].remaining_quota == 98
+    with store.file.write() as conn:
+        hours = (("2026-11-19 23:00:00", 7), ("2026-11-20 00:00:00", 2))
+        deduct(conn, [Consumed(1, 1, hour, units) for hour, units in hours], now)
+    assert store.quotas(token)[0].remaining_quota == 96
 
 
 def test_an_exhausted_key_passes_by_itself_when_a_quota_renews_that_has_something(
