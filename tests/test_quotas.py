@@ -184,6 +184,37 @@ def test_what_was_used_in_a_period_that_is_over_is_taken_off_no_other(
     assert store.quotas(token)[0].remaining_quota == 96
 
 
+def test_what_is_left_of_a_lease_goes_back_to_no_later_period(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_quota(token, "tts", 1000, renewal="daily")
+    store.file.conn.execute("UPDATE APIKeyServiceQuotas SET renewed_at = '2026-11-20 00:00:00'")
+    now = [1795176000.0]  # 2026-11-20 12:00:00
+    monkeypatch.setattr("time.time", lambda: now[0])
+    with Validator(store.file.path) as early:
+        assert early.check(token, service="tts").allowed
+        now[0] += 86_400
+        with Validator(store.file.path) as late:
+            assert late.check(token, service="tts").allowed
+            left = store.quotas(token)[0].left
+            assert left < 999  # the rest of its lease, too
+            early.close()
+            assert store.quotas(token)[0].left == left
+    assert store.quotas(token)[0].left == 999
+    # and what was spent of it is told of the period that it was taken in
+    rows = store.file.conn.execute("SELECT occurred_at FROM UsageLog ORDER BY usage_id")
+    assert rows.fetchone() == ("2026-11-20 23:59:59",)
+
+
+def test_a_key_is_exhausted_by_nothing_less_than_all_its_quotas(store: Store, token: str) -> None:
+    store.add_service("ocr")
+    store.set_quota(token, "ocr", 1)
+    store.set_quota(token, "tts", 0)
+    assert store.key(token).status == "assigned"
+    store.set_quota(token, "ocr", 0)
+    assert store.key(token).status == "exhausted"
+
+
 def test_an_exhausted_key_passes_by_itself_when_a_quota_renews_that_has_something(
     store: Store, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
