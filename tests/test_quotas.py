@@ -206,6 +206,23 @@ def test_what_is_left_of_a_lease_goes_back_to_no_later_period(
     assert rows.fetchone() == ("2026-11-20 23:59:59",)
 
 
+def test_a_lease_ends_with_its_period_and_with_its_quota(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_quota(token, "tts", 1000, renewal="daily")
+    store.file.conn.execute("UPDATE APIKeyServiceQuotas SET renewed_at = '2026-11-20 00:00:00'")
+    now = [1795176000.0]  # 2026-11-20 12:00:00
+    monkeypatch.setattr("time.time", lambda: now[0])
+    with Validator(store.file.path) as validator:
+        assert validator.check(token, service="tts").allowed
+        now[0] += 86_400
+        assert allowed(validator, token) == 1000
+        now[0] += 86_400
+        assert validator.check(token, service="tts").allowed
+        store.set_quota(token, "tts", 5)
+        assert allowed(validator, token) == 5
+
+
 def test_a_key_is_exhausted_by_nothing_less_than_all_its_quotas(store: Store, token: str) -> None:
     store.add_service("ocr")
     store.set_quota(token, "ocr", 1)
