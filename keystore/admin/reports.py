@@ -191,10 +191,10 @@ def _totals(
             groups=f"GROUP BY {', '.join(told_apart)}" if told_apart else "",
         )
         named = {column.lstrip("+"): value for column, value in values.items()}
-        for group in conn.execute(statement, {**window, **named}):
-            if group[4]:  # (without groups, one row says that there are none)
-                amounts[group[:3]] += group[3]
-                rows[group[:3]] += group[4]
+        for *group, high, low, number_of_rows in conn.execute(statement, {**window, **named}):
+            if number_of_rows:  # (without groups, one row says that there are none)
+                amounts[tuple(group)] += (high << 32) + low
+                rows[tuple(group)] += number_of_rows
     return amounts, rows
 
 

@@ -74,6 +74,8 @@ class UsageAdmin(ReportAdmin):
     ) -> UsageEntry:
         """Log units that an ``api_key``, an ``oauth_client`` or a ``session`` has used.
 
+        ``amount`` is 0 to 2**40.
+
         ``principal`` is a key's UUID, a client's client_id, a session's number; or the internal id,
         which is taken as it is: what it names need not exist. ``account`` is the e-mail address of
         a session's account. A request id of a principal counts once: asked again, the row that is

@@ -35,7 +35,8 @@ RETURNING usage_id, principal_type, principal_id, account_id, service_id, amount
 SELECT quota_id FROM APIKeyServiceQuotas WHERE api_key_id = ? AND service_id = ?;
 
 -- name: totals
-SELECT {columns}, sum(amount), {rows} FROM {table} WHERE {where} {groups};
+-- (in two halves: a sum of what anybody may have logged can be past 64 bits)
+SELECT {columns}, sum(amount >> 32), sum(amount & 4294967295), {rows} FROM {table} WHERE {where} {groups};
 
 -- name: by_hour
 substr({time}, 1, 13) || ':00:00';
