@@ -116,6 +116,28 @@ def test_what_a_killed_process_had_taken_counts_as_spent(store: Store, token: st
         assert allowed(validator, token) == 50
 
 
+def test_a_quota_that_moves_to_a_successor_is_not_spent_twice(store: Store, token: str) -> None:
+    with Validator(store.file.path) as one:
+        spent = sum(one.check(token, service="tts").allowed for _ in range(50))
+        new = store.rotate_key(token).token
+        with Validator(store.file.path) as two:
+            spent += allowed(two, new)
+        spent += allowed(one, new)
+    assert spent == 1000
+
+
+@pytest.mark.parametrize("cost", [1, 100])
+def test_what_could_not_be_written_was_not_spent(store: Store, token: str, cost: int) -> None:
+    with Validator(store.file.path, max_pending=1) as validator:
+        store.file.conn.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON UsageLog BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+        for _ in range(5):
+            assert validator.check(token, service="tts", cost=cost).reason is Reason.UNAVAILABLE
+        store.file.conn.execute("DROP TRIGGER full")
+        assert allowed(validator, token) == 1000
+
+
 def test_a_raised_quota_is_there_with_the_next_check(store: Store, token: str) -> None:
     key = store.keys()[0].api_key
     with Validator(store.file.path) as validator:
