@@ -173,7 +173,7 @@ class UsageInput(Input):
 
     principal_type: Literal["api_key", "oauth_client", "session"]
     principal: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Text
-    amount: Units
+    amount: Annotated[int, Field(ge=0, le=1 << 40)]  # sums of millions fit into 64 bits
     request_id: Text | None = None
 
 

@@ -217,6 +217,11 @@ def test_a_balance_never_goes_below_zero(priced: Store) -> None:
         f"{entry} (1, 'charge', -20000000000, 0)",
         f"{entry} (1, 'charge', -20000000000, -10000000000)",
         "UPDATE CreditBalances SET balance_nano = -1",
+        "UPDATE CreditBalances SET balance_nano = 99000000000",
+        "UPDATE OR IGNORE CreditBalances SET account_id = 2",
+        "INSERT OR REPLACE INTO CreditBalances VALUES (1, 99000000000)",
+        "INSERT INTO CreditBalances VALUES (2, 1)",
+        "DELETE FROM CreditBalances",
         "UPDATE CreditLedger SET amount_nano = 5",
         "DELETE FROM CreditLedger",
     ):
@@ -420,17 +425,20 @@ def patient(tmp_path: Path) -> Store:
     ("damage", "finding", "says"),
     [
         (
-            "UPDATE CreditBalances SET balance_nano = 8000000000",
+            (
+                "DROP TRIGGER trg_creditbalances_update;"
+                " UPDATE CreditBalances SET balance_nano = 8000000000"
+            ),
             ("ledger", "error"),
             "the balance of account 1 is 8 credits, and its ledger sums to 9",
         ),
         (
-            "DELETE FROM CreditBalances",
+            "DROP TRIGGER trg_creditbalances_delete; DELETE FROM CreditBalances",
             ("ledger", "error"),
             "the balance of account 1 is 0 credits, and its ledger sums to 9",
         ),
         (
-            "INSERT INTO CreditBalances VALUES (2, 1)",
+            "DROP TRIGGER trg_creditbalances_insert; INSERT INTO CreditBalances VALUES (2, 1)",
             ("ledger", "error"),
             "the balance of account 2 is 0.000000001 credits, and its ledger sums to 0",
         ),
@@ -484,7 +492,13 @@ def test_the_doctor_names_what_is_wrong_with_money_and_prices(
 
 
 def test_the_doctor_mends_no_money(patient: Store) -> None:
-    patient.file.conn.execute("UPDATE CreditBalances SET balance_nano = 8000000000")
+    conn = patient.file.conn
+    (guard,) = conn.execute(
+        "SELECT sql FROM sqlite_master WHERE name = 'trg_creditbalances_update'"
+    ).fetchone()
+    conn.execute("DROP TRIGGER trg_creditbalances_update")
+    conn.execute("UPDATE CreditBalances SET balance_nano = 8000000000")
+    conn.execute(guard)
     before = examine(patient.file)
     assert mend(patient.file) == []
     assert examine(patient.file) == before

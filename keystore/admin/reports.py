@@ -187,9 +187,9 @@ def _totals(
         )
         named = {column.lstrip("+"): value for column, value in values.items()}
         for group in conn.execute(statement, {**window, **named}):
-            if group[4]:  # (without groups, one row says that there are none)
-                amounts[group[:3]] += group[3]
-                rows[group[:3]] += group[4]
+            if group[5]:  # (without groups, one row says that there are none)
+                amounts[group[:3]] += (group[3] << 32) + group[4]
+                rows[group[:3]] += group[5]
     return amounts, rows
 
 
