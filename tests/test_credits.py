@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keystore import Store, clock, db, pricing
+from keystore import Store, Validator, clock, db, pricing
 from keystore.db import Error, StoreFile
 from keystore.doctor import examine
 from keystore.errors import (
@@ -204,6 +204,25 @@ def test_the_incident_of_a_model_that_was_added_without_a_price(store: Store) ->
             store.add_model("gpt-6", provider=missing, input_per_1k="1", output_per_1k="1")
     store.add_model("gpt-6", provider="openai", input_per_1k="1", output_per_1k="1")
     assert store.charge(ADA, "gpt-6", input_tokens=1).amount_nano == -1_000_000
+
+
+def test_nobody_waits_while_the_nearest_names_are_looked_for(
+    priced: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(name: str, names: list[str], **_: object) -> list[str]:
+        with Validator(priced.file.path, max_pending=1) as validator:
+            assert validator.check(token).allowed
+        return names
+
+    token = priced.issue_key(ADA).token
+    monkeypatch.setattr("keystore.admin.prices.get_close_matches", look)
+    for ask in (
+        lambda: priced.charge(ADA, "gpt-x", input_tokens=1),
+        lambda: priced.set_price("gpt-x", input_per_1k="1", output_per_1k="1"),
+        lambda: priced.add_model("x", provider="x", input_per_1k="1", output_per_1k="1"),
+    ):
+        with pytest.raises(NotFoundError, match="Did you mean"):
+            ask()
 
 
 # -- balances ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from keystore import clock, credit_models, db, models, pricing, sql, tokens
-from keystore.admin.prices import PriceAdmin
+from keystore.admin.prices import PriceAdmin, naming_near
 from keystore.errors import (
     ConflictingRequestError,
     InsufficientCreditsError,
@@ -93,7 +93,7 @@ class CreditAdmin(PriceAdmin):
             output_tokens=output_tokens,
             request_id=request_id,
         )
-        with self._write():
+        with naming_near(), self._write():
             account_id = self._find("account", account)
             values: dict[str, Any] = {"kind": "charge", "model": model, **wanted.model_dump()}
             before = self._done_before(account_id, values)

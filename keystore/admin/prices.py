@@ -6,7 +6,8 @@ second or later, so that one second has one price, whatever was charged in it.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
@@ -71,7 +72,7 @@ class PriceAdmin(Admin):
         """
         wanted = models.validated(credit_models.ModelInput, "model", name=name)
         prices = _price(input_per_1k), _price(output_per_1k)
-        with self._write():
+        with naming_near(), self._write():
             provider_id = self._find_near("provider", provider)
             if db.scalar(self.file.conn, _Q["model_id"], wanted.name) is not None:
                 raise AlreadyExistsError(
@@ -100,7 +101,7 @@ class PriceAdmin(Admin):
         """
         prices = _price(input_per_1k), _price(output_per_1k)
         wanted = models.validated(credit_models.PriceInput, "price", effective_from=effective_from)
-        with self._write():
+        with naming_near(), self._write():
             earliest = begins = _next_second()  # (of the clock that the lock was waited for by)
             if wanted.effective_from is not None:
                 begins = clock.utc_text(wanted.effective_from.timestamp())
@@ -122,7 +123,7 @@ class PriceAdmin(Admin):
         Raises:
             NotFoundError: the provider.
         """
-        with self.file.read():
+        with naming_near(), self.file.read():
             if provider is not None:
                 self._find_near("provider", provider)
             rows = self._rows("models", name=None, provider=provider, now=clock.utc_text())
@@ -134,7 +135,7 @@ class PriceAdmin(Admin):
         Raises:
             NotFoundError
         """
-        with self.file.read():
+        with naming_near(), self.file.read():
             model_id = self._find_near("model", model)
             return [credit_models.Price(**row) for row in self._rows("prices", model_id=model_id)]
 
@@ -212,20 +213,11 @@ class PriceAdmin(Admin):
         self.file.conn.execute(_Q["set_price"], (model_id, *prices, begins))
 
     def _find_near(self, kind: str, name: str) -> int:
-        """Return the internal id of a provider or model.
-
-        Raises:
-            NotFoundError: names those that are spelled nearly so.
-        """
+        """Return the internal id of a provider or model; call it within :func:`naming_near`."""
         found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
         if found is None:
             names = [row[0] for row in self.file.conn.execute(_NAMES[kind])]
-            near = get_close_matches(name, names, n=3, cutoff=0.5)
-            which = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise NotFoundError(
-                f"there is no {kind} {name!r}.{which}",
-                hint=f"`keystore {kind} list` shows the {kind}s; `keystore {kind} add` adds one.",
-            )
+            raise _UnknownNameError(kind, name, names)
         return int(found)
 
     def _providers(self) -> list[credit_models.Provider]:
@@ -237,6 +229,36 @@ class PriceAdmin(Admin):
 
     def _rows(self, statement: str, /, **values: object) -> list[dict[str, Any]]:
         return list(self._db.query(_Q[statement], values))
+
+
+class _UnknownNameError(Exception):
+    """There is no provider or model of a name, but there are these."""
+
+    def __init__(self, kind: str, name: str, names: list[str]) -> None:
+        super().__init__(kind, name)
+        self.kind, self.name, self.names = kind, name, names
+
+
+@contextmanager
+def naming_near() -> Iterator[None]:
+    """Say what is spelled nearly like a name that was not found.
+
+    Outside the transaction: among thousands that takes long enough for checks elsewhere, which wait
+    0.05 s for the lock, to be answered with "not now".
+
+    Raises:
+        NotFoundError
+    """
+    try:
+        yield
+    except _UnknownNameError as error:
+        kind = error.kind
+        near = get_close_matches(error.name, error.names, n=3, cutoff=0.5)
+        which = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise NotFoundError(
+            f"there is no {kind} {error.name!r}.{which}",
+            hint=f"`keystore {kind} list` shows the {kind}s; `keystore {kind} add` adds one.",
+        ) from None
 
 
 def _price(text: str) -> int:
