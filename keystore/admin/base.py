@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlite_utils import Database
@@ -19,17 +20,34 @@ _HOW = {
     "account": "`keystore account list` shows the accounts; `keystore account add` adds one.",
     "client": "`keystore client list` shows the clients; `keystore client add` adds one.",
     "service": "`keystore service list` shows the services; `keystore service add` adds one.",
+    "provider": "`keystore provider list` shows the providers; `keystore provider add` adds one.",
+    "model": "`keystore model list` shows the models; `keystore model add` adds one.",
     "status": "`keystore key statuses` shows the statuses; INSERT INTO APIKeyStatuses adds one.",
 }
-_NAMES = {
-    "plan": _Q["plan_names"],
-    "account": _Q["account_names"],
-    "client": _Q["client_names"],
-    "service": _Q["service_names"],
-    "status": _Q["status_names"],
-}
 _MOST_NAMES = 5_000
-"""Of more than these none is suggested: others may be waiting for the lock meanwhile."""
+"""Of more than these none is suggested: it would take longer than a second."""
+
+
+class _UnknownNameError(NotFoundError):
+    """Nothing has that name.
+
+    What is spelled nearly so is looked for when somebody asks what the error says. Among thousands
+    of names that takes long, and checks elsewhere wait only 0.05 s for the lock that is held where
+    the error is raised.
+    """
+
+    def __init__(self, kind: str, name: str, names: list[str]) -> None:
+        super().__init__("", hint=_HOW[kind])
+        del self.message
+        self._kind, self._name, self._names = kind, name, names
+
+    @cached_property
+    def message(self) -> str:  # type: ignore[override]  # (it can be assigned to)
+        spelled = {name.lower(): name for name in self._names}
+        near = get_close_matches(self._name.lower(), spelled, n=3, cutoff=0.5)
+        which = " or ".join(repr(spelled[low]) for low in near)
+        asks = f" Did you mean {which}?" if near else ""
+        return f"there is no {self._kind} {self._name!r}.{asks}"
 
 
 class Admin(db.Closing):
@@ -57,21 +75,16 @@ class Admin(db.Closing):
         return self._db.query(_Q[name], values)
 
     def _find(self, kind: str, name: str) -> int:
-        """Return the internal id of a plan, account, client, service or status by its name."""
+        """Return the internal id of what has a name.
+
+        Raises:
+            NotFoundError: says which names are spelled nearly so.
+        """
         found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
         if found is None:
-            near = self._near(name, _NAMES[kind])
-            raise NotFoundError(f"there is no {kind} {name!r}.{near}", hint=_HOW[kind])
+            names = [row[0] for row in self.file.conn.execute(_Q[f"{kind}_names"])]
+            raise _UnknownNameError(kind, name, names if len(names) <= _MOST_NAMES else [])
         return int(found)
-
-    def _near(self, name: str, names: str) -> str:
-        """Return a sentence with those of some names that are spelled nearly so, if any."""
-        found = self.file.conn.execute(names).fetchmany(_MOST_NAMES + 1)
-        if len(found) > _MOST_NAMES:
-            return ""
-        spelled = {row[0].lower(): row[0] for row in found}
-        near = [spelled[low] for low in get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)]
-        return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
     def _is_taken(self, kind: str, name: str) -> bool:
         return db.scalar(self.file.conn, _Q[f"{kind}_id"], name) is not None

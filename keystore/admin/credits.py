@@ -101,7 +101,7 @@ class CreditAdmin(PriceAdmin):
                 return before
             now = clock.utc_text()
             principal_type, principal_id = self._principal(account_id, account, key)
-            model_id = self._find_near("model", model)
+            model_id = self._find("model", model)
             pricing_id, amount = self._cost(model_id, model, wanted, now)
             balance = self._balance(account_id)
             if balance < amount:

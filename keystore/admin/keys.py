@@ -309,7 +309,7 @@ class KeyAdmin(Admin):
         quotas.settle_own(conn, self.info.store_id, time.time())
         values = {"old": old, "new": new}
         # What edges have used and not told yet is deducted from the successor, too.
-        for statement in ("copy_quotas", "drop_quotas", "move_successors", "add_successor"):
+        for statement in ("move_quotas", "move_successors", "add_successor"):
             conn.execute(_Q[statement], values)
         quotas.mark_exhausted(conn)  # (to have used up all moves with them)
 

@@ -334,7 +334,11 @@ class SlowWay(db.Closing):
         self._plan_slow_way()
 
     def _count(self, use: Use) -> None:
-        self._usage.add(use)
+        try:
+            self._usage.add(use)
+        except KeystoreError:  # nothing was written, and the answer is no yes: nothing was spent
+            self._leases.put_back(use[3], use[5])
+            raise
         if len(self._uses) >= self._room or len(self._uses) == 1:
             self._flush_if_due()
 

@@ -56,14 +56,21 @@ ORDER BY s.name;
 UPDATE QuotaUse SET leased = leased + ? WHERE quota_id = ?;
 
 -- name: spend
+-- In the period that it was leased in, while that lasts. (Which may begin a moment from now: no two begin
+-- at once, and a clock may have been ahead.)
 UPDATE QuotaUse SET spent = spent + :units, leased = max(0, leased - :units)
-WHERE quota_id = :quota_id AND period = :period;
+WHERE quota_id = :quota_id AND period = :period
+  AND period >= (SELECT renewed_at FROM APIKeyServiceQuotas WHERE quota_id = :quota_id)
+RETURNING iif(period > CURRENT_TIMESTAMP, period, NULL);
 
 -- name: use
-UPDATE QuotaUse SET spent = spent + ? WHERE quota_id = ?;
+UPDATE QuotaUse SET spent = min(spent + ?, 4611686018427387904) WHERE quota_id = ?;
 
 -- name: before_period
-SELECT datetime(period, '-1 second') FROM QuotaUse WHERE quota_id = ?;
+SELECT min(CURRENT_TIMESTAMP, datetime(max(u.period, q.renewed_at), '-1 second'))
+FROM QuotaUse AS u
+JOIN APIKeyServiceQuotas AS q ON q.quota_id = u.quota_id
+WHERE u.quota_id = ?;
 
 -- name: give_back
 UPDATE QuotaUse SET leased = max(0, leased - :units)
@@ -86,9 +93,10 @@ SELECT q.api_key_id, q.service_id,
                                         WHEN 'monthly' THEN :month ELSE '' END),
        CAST(min(total(l.amount), 4611686018427387904.0) AS INTEGER)
 FROM UsageLog AS l
+LEFT JOIN APIKeyServiceQuotas AS o ON o.api_key_id = l.principal_id AND o.service_id = l.service_id
 LEFT JOIN QuotaSuccessors AS s ON s.api_key_id = l.principal_id
 JOIN APIKeyServiceQuotas AS q
-    ON q.api_key_id = coalesce(s.successor_id, l.principal_id) AND q.service_id = l.service_id
+    ON q.api_key_id = coalesce(o.api_key_id, s.successor_id) AND q.service_id = l.service_id
 WHERE l.usage_id > :settled AND l.usage_id <= :head AND +l.principal_type = 'api_key' AND l.amount > 0
   AND l.occurred_at >= max(q.renewed_at, CASE q.renewal WHEN 'daily' THEN :day
                                                         WHEN 'monthly' THEN :month ELSE '' END)
@@ -113,14 +121,21 @@ UPDATE APIKeyServiceQuotas SET
     updated_at = CURRENT_TIMESTAMP
 WHERE renewal = :renewal AND renewed_at < :period AND remaining_quota < initial_quota;
 
+-- name: used_quota
+-- The key's own, which it may have been given after it was rotated; else its successor's.
+SELECT quota_id FROM APIKeyServiceQuotas
+WHERE service_id = :service_id
+  AND api_key_id IN (:api_key_id, (SELECT successor_id FROM QuotaSuccessors
+                                   WHERE api_key_id = :api_key_id))
+ORDER BY api_key_id <> :api_key_id
+LIMIT 1;
+
 -- name: begin_period
 -- A quota that nobody had used: from its first use in a period on, it is of that period.
 UPDATE APIKeyServiceQuotas SET
     renewed_at = CASE renewal WHEN 'daily' THEN :day ELSE :month END,
     updated_at = CURRENT_TIMESTAMP
-WHERE api_key_id = coalesce((SELECT successor_id FROM QuotaSuccessors
-                             WHERE api_key_id = :api_key_id), :api_key_id)
-  AND service_id = :service_id
+WHERE quota_id = :quota_id
   AND renewed_at < CASE renewal WHEN 'daily' THEN :day WHEN 'monthly' THEN :month ELSE '' END;
 
 -- name: deduct
@@ -128,9 +143,7 @@ WHERE api_key_id = coalesce((SELECT successor_id FROM QuotaSuccessors
 UPDATE APIKeyServiceQuotas SET
     remaining_quota = max(0, remaining_quota - :amount),
     updated_at = CURRENT_TIMESTAMP
-WHERE api_key_id = coalesce((SELECT successor_id FROM QuotaSuccessors
-                             WHERE api_key_id = :api_key_id), :api_key_id)
-  AND service_id = :service_id AND :amount > 0
+WHERE quota_id = :quota_id AND :amount > 0
   AND :hour >= substr(renewed_at, 1, 13) || ':00:00';
 
 -- name: note_settled
@@ -164,6 +177,7 @@ UPDATE APIKeys SET
 WHERE status = 'exhausted' AND status <> 'assigned' -- (so that its index serves)
   AND (EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
                WHERE q.api_key_id = APIKeys.api_key_id AND q.remaining_quota > 0)
+       -- (its last one, or the service, was removed)
        OR (status_reason = 'all quotas are used up'
            AND NOT EXISTS (SELECT 1 FROM APIKeyServiceQuotas AS q
                            WHERE q.api_key_id = APIKeys.api_key_id)));

@@ -104,6 +104,18 @@ ORDER BY s.name;
 -- name: status_id
 SELECT status_id FROM APIKeyStatuses WHERE name = ?;
 
+-- name: provider_id
+SELECT provider_id FROM Providers WHERE name = ?;
+
+-- name: provider_names
+SELECT name FROM Providers;
+
+-- name: model_id
+SELECT model_id FROM Models WHERE name = ?;
+
+-- name: model_names
+SELECT name FROM Models;
+
 -- name: status_names
 SELECT name FROM APIKeyStatuses;
 
@@ -152,16 +164,10 @@ DELETE FROM APIKeyServiceQuotas
 WHERE api_key_id = :api_key_id
   AND service_id = (SELECT service_id FROM Services WHERE name = :service);
 
--- name: copy_quotas
--- Its successor goes on with what is left to a key, in the period that it is in.
-INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal,
-                                 renewed_at)
-SELECT :new, service_id, initial_quota, remaining_quota, renewal, renewed_at
-FROM APIKeyServiceQuotas
+-- name: move_quotas
+-- The rows stay the same, so that what processes have taken of them, and not written yet, stays taken.
+UPDATE APIKeyServiceQuotas SET api_key_id = :new, updated_at = CURRENT_TIMESTAMP
 WHERE api_key_id = :old;
-
--- name: drop_quotas
-DELETE FROM APIKeyServiceQuotas WHERE api_key_id = :old;
 
 -- name: move_successors
 UPDATE QuotaSuccessors SET successor_id = :new WHERE successor_id = :old;

@@ -26,8 +26,13 @@ ORDER BY usage_id
 LIMIT 1;
 
 -- name: log
-INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id)
-VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id)
+-- (of a quota's period, though that may begin a moment from now)
+INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id,
+                      occurred_at)
+VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id,
+        max(CURRENT_TIMESTAMP, coalesce((SELECT renewed_at FROM APIKeyServiceQuotas
+                                         WHERE :principal_type = 'api_key' AND service_id = :service_id
+                                           AND api_key_id = :principal_id), '')))
 RETURNING usage_id, principal_type, principal_id, account_id, service_id, amount, request_id,
           occurred_at;
 
