@@ -109,7 +109,7 @@ def block(result: Result, charts_in: str) -> str:
         parts.append(_table(_HEAD, [_cells(row) for row in result.rows]))
     if result.figures:
         parts.append(_figures(result.figures))
-    parts += [f"- Not measured: {item.what}: {item.why}." for item in result.missing]
+    parts += [f"- Not measured: {item.what}: {_line(item.why)}." for item in result.missing]
     if result.rows:
         parts.append(f"![The ratios of {result.benchmark}]({charts_in}{result.benchmark}.svg)")
     parts.append(_when(result))
@@ -210,6 +210,10 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(line(cells))} |" for cells in rows)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _when(result: Result) -> str:

@@ -4,7 +4,7 @@ import importlib.util
 import random
 import statistics
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,24 +80,28 @@ def _start(
         made.mkdir()
         return made
 
+    def start(name: str, running: AbstractContextManager[servers.Server]) -> servers.Server | None:
+        try:
+            return stack.enter_context(running)
+        except (OSError, RuntimeError) as error:  # it takes no other with it
+            missing.append(Missing(name, str(error)))
+            return None
+
     ours = stack.enter_context(servers.sidecar(db_path, place("sidecar")))
     subjects = {OURS: _Subject(ours, "/check", 200)}
     if servers.NGINX is None:
         missing.append(Missing("nginx, and what a check adds behind it", NOT_THERE))
-    else:
-        nginx = stack.enter_context(servers.nginx(place("nginx"), ours))
+    elif nginx := start("nginx", servers.nginx(place("nginx"), ours)):
         subjects[NOTHING] = _Subject(nginx, "/nothing", 204)
         subjects[OPEN] = _Subject(nginx, "/open", 200)
         subjects[GUARDED] = _Subject(nginx, "/guarded", 200, (ours,))
-    if all(importlib.util.find_spec(package) for package in ("fastapi", "uvicorn")):
-        fastapi = stack.enter_context(servers.fastapi(db_path, place("fastapi")))
-        subjects[FASTAPI] = _Subject(fastapi, "/check", 200)
-    else:
+    if not all(importlib.util.find_spec(package) for package in ("fastapi", "uvicorn")):
         missing.append(Missing(FASTAPI, NOT_THERE))
+    elif fastapi := start(FASTAPI, servers.fastapi(db_path, place("fastapi"))):
+        subjects[FASTAPI] = _Subject(fastapi, "/check", 200)
     if servers.ENVOY is None:
         missing.append(Missing(ENVOY, NOT_THERE))
-    else:
-        envoy = stack.enter_context(servers.envoy(place("envoy"), sent))
+    elif envoy := start(ENVOY, servers.envoy(place("envoy"), sent)):
         subjects[ENVOY] = _Subject(envoy, "/check", 204)
     return subjects
 

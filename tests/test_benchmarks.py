@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import charts, edge_peers, harness, machine, report, results
+from benchmarks import (
+    charts,
+    edge_peers,
+    harness,
+    idle,
+    machine,
+    memory,
+    report,
+    results,
+    soak,
+)
 from benchmarks.results import Figure, Missing, Result, Row
 
 PROJECT = Path(__file__).parent.parent
@@ -79,6 +89,17 @@ def test_a_benchmark_measures_what_the_page_shows_by_the_goals_of_the_page(
     found = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
     assert [item for item in found if isinstance(item, Missing)] == []
     assert_shown(name, [item for item in found if isinstance(item, Row)])
+
+
+def test_the_limits_on_the_page_are_those_of_the_code() -> None:
+    limits = {
+        "memory": {f"{memory.LIMIT_MB} MB"},
+        "soak": {f"{soak.LIMIT_MB} MB"},
+        "idle": {f"{idle.STATEMENTS} statements", f"{idle.CPU_SHARE:.0%} of a core"},
+    }
+    for name, limit in limits.items():
+        assert {row.against for row in SHOWN[name].rows} == limit
+        assert {row.goal for row in SHOWN[name].rows} == {1.0}
 
 
 def test_the_benchmarks_of_the_design_are_there() -> None:
@@ -158,7 +179,7 @@ def test_a_report_tells_what_was_found_and_what_could_not_be_measured(tmp_path: 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jwt", None)
-    assert "jwt" in str(edge_peers._pyjwt(["a token"]))
+    assert "jwt" in str(edge_peers._make(lambda: edge_peers._pyjwt(["a token"])))
     monkeypatch.setattr(machine, "packages", lambda: {"a-package-of-nobody"})
     assert machine.versions()["a-package-of-nobody"] == "not installed"
 
