@@ -64,7 +64,7 @@ def _measure(folder: Path, name: str, *, quick: bool) -> str | None:
 
 
 def main() -> int:
-    """Run the benchmarks as a command; the exit code is 1 if one failed."""
+    """Run the benchmarks as a command; the exit code is 1 if one failed, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks, and draw one report of them."
     )
@@ -82,7 +82,11 @@ def main() -> int:
     folder: Path = options.into or Path("bench") / now
     # A terminated run ends as an interrupted one does, with the report of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    failed = run(folder, options.names, quick=options.quick)
+    try:
+        failed = run(folder, options.names, quick=options.quick)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; --into {folder} goes on.", file=sys.stderr)
+        return 130
     found = results.load_all(folder)
     print(f"\n{report.where(found)}\n\n{report.missed(found)}\n\nThe report is in {folder}.")
     for name in failed:

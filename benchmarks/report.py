@@ -22,7 +22,7 @@ PUBLISHED = PAGE.with_suffix("")
 REASONS = PUBLISHED / "reasons.toml"
 _BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 _HEAD = ("what", "against", "ratio", "low", "high", "goal", "met")
-_FEW = "measured on little data (`--quick`), which the goal is not for"
+_FEW = "measured with `--quick`: little data, a short time"
 _UNKNOWN = "-"
 
 
@@ -183,7 +183,9 @@ def _title(name: str) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    numbers = (_ratio(n) for n in (row.ratio, row.low, row.high, row.goal))
+    # What was measured once has no quartiles.
+    spread = (None, None) if row.low == row.ratio == row.high else (row.low, row.high)
+    numbers = (_ratio(n) for n in (row.ratio, *spread, row.goal))
     met = {True: "yes", False: "**no**", None: _UNKNOWN}[row.met]
     return (row.what, row.against, *numbers, met)
 
