@@ -25,6 +25,7 @@ def run(folder: Path, chosen: list[str], *, quick: bool) -> list[str]:
     Chosen ones are measured even if the folder holds them. A failure replaces no result.
     """
     failed = []
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         for name in chosen or results.names():
             if not chosen and _is_there(folder, name, quick=quick):

@@ -247,19 +247,21 @@ def test_a_chosen_benchmark_is_measured_anew_and_loses_nothing_if_it_fails(
     assert results.load(tmp_path, "store") == before
 
 
+@pytest.mark.parametrize(("at", "kept"), [("edge", []), ("store", ["edge", "hub"])])
 def test_a_run_that_is_interrupted_keeps_what_it_has(
-    tmp_path: Path, few: Benchmarks, monkeypatch: pytest.MonkeyPatch
+    at: str, kept: list[str], tmp_path: Path, few: Benchmarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(folder: Path, name: str, *, quick: bool) -> str | None:
-        if name == "store":
+        if name == at:
             raise KeyboardInterrupt
         return few.measure(folder, name, quick=quick)
 
     monkeypatch.setattr(runner, "_measure", measure)
+    folder = tmp_path / "new"
     with pytest.raises(KeyboardInterrupt):
-        runner.run(tmp_path, [], quick=False)
-    assert list(results.load_all(tmp_path)) == ["edge", "hub"]
-    assert "Not run yet: `store`." in (tmp_path / "report.md").read_text("utf-8")
+        runner.run(folder, [], quick=False)
+    assert list(results.load_all(folder)) == kept
+    assert "`store`." in (folder / "report.md").read_text("utf-8").splitlines()[-1]
 
 
 def test_what_a_benchmark_said_when_it_failed_is_told(tmp_path: Path) -> None:
