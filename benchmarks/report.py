@@ -144,7 +144,7 @@ def missed(found: Mapping[str, Result]) -> str:
     """Return the goals that are missed as a table, and how many there are."""
     goals = sum(row.goal is not None for result in found.values() for row in result.rows)
     there = misses(found)
-    told = f"{goals - len(there)} of {goals} goals are met."
+    told = f"{goals - len(there)} of {goals} goals are met." if goals else "No goal was set."
     if not there:
         return told
     lines = [
