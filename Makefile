@@ -28,7 +28,8 @@ lint: venv ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: venv ## every benchmark, as ratios measured side by side
+# (BENCH_ARGS: names of benchmarks, --quick, --into FOLDER to go on with a run)
+bench: venv ## every benchmark, as ratios measured side by side, and one report of them
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 FUZZ_SECONDS ?= 60

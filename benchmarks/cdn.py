@@ -4,7 +4,6 @@ A day is simulated in short: one edge polls each minute, an origin publishes at 
 that edge asked for is counted at the storage, bodies only, and multiplied.
 """
 
-import argparse
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import samples
+from benchmarks.harness import main
+from benchmarks.results import Figure
 from keystore import db
 from keystore.db import StoreFile
 from keystore.sync import engine, repository
@@ -104,6 +105,18 @@ class Fleet:
         return self._storage.take()
 
 
+def measure(quick: bool) -> list[Figure]:
+    """Simulate ten hours with changes (or 30 minutes, quick), and count; no ratios."""
+    return [
+        figure
+        for what, traffic in simulate(30 if quick else 600)
+        for figure in (
+            Figure(what, round(traffic.requests, 1), "requests"),
+            Figure(what, round(traffic.body_bytes), "bytes"),
+        )
+    ]
+
+
 def simulate(minutes: int) -> list[tuple[str, Traffic]]:
     """Simulate so many minutes with changes; return what is counted and what follows from it."""
     with TemporaryDirectory(prefix="keystore-bench-") as name:
@@ -132,15 +145,5 @@ def simulate(minutes: int) -> list[tuple[str, Traffic]]:
     ]
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="simulate 30 minutes, not 10 hours")
-    rows = simulate(30 if parser.parse_args().quick else 600)
-    print(f"{'':46}{'requests':>16}{'bytes':>20}")
-    for what, traffic in rows:
-        print(f"{what:46}{traffic.requests:>16,.1f}{traffic.body_bytes:>20,.0f}")
-
-
 if __name__ == "__main__":
-    main()
+    main(measure)

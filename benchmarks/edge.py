@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from benchmarks import edge_peers, samples
-from benchmarks.harness import Row, Side, compare, main
+from benchmarks.harness import Side, compare, main
+from benchmarks.results import Found, Missing, Row
 from keystore import db, sql, tokens
 from keystore.edge import Validator
 
@@ -29,7 +30,7 @@ FLOOR = "one SHA-256 and one dict look-up"
 ADDRESS = "192.0.2.7"
 
 
-def measure(quick: bool) -> list[Row]:
+def measure(quick: bool) -> list[Found]:
     """Measure on a replica of 20,000 keys (quick) or 1,000,000, and on one of 10,000."""
     with TemporaryDirectory(prefix="keystore-bench-") as folder, ExitStack() as stack:
         large, small = (
@@ -171,13 +172,13 @@ def _in_threads(pool: ThreadPoolExecutor, runs: Sequence[Callable[[], object]]) 
         future.result()
 
 
-def _peers(large: _Edge, stack: ExitStack, quick: bool) -> list[Row]:
-    rows = []
+def _peers(large: _Edge, stack: ExitStack, quick: bool) -> list[Found]:
+    found: list[Found] = []
     for name, peer in edge_peers.peers(stack, large.path, large.issued, large.hot):
         if isinstance(peer, str):
-            print(f"No row for {name}: {peer}")
+            found.append(Missing(name, peer))
             continue
-        rows.append(
+        found.append(
             compare(
                 "check(token), hot, counted",
                 name,
@@ -187,7 +188,7 @@ def _peers(large: _Edge, stack: ExitStack, quick: bool) -> list[Row]:
                 quick=quick,
             )
         )
-    return rows
+    return found
 
 
 def _cold(large: _Edge, small: _Edge, quick: bool) -> list[Row]:

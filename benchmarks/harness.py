@@ -6,30 +6,18 @@ down. Each round gives one ratio; the median counts, the quartiles show how far 
 
 import argparse
 import gc
+import inspect
 import json
 import signal
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One comparison. ``ratio`` is the median over the rounds of *our time / their time*.
-
-    ``low`` and ``high`` are the quartiles. The goal is met by a ratio that is not above it; without
-    a goal both ``goal`` and ``met`` are ``None``, and the row is there to be looked at.
-    """
-
-    what: str
-    against: str
-    ratio: float
-    low: float
-    high: float
-    goal: float | None
-    met: bool | None
+from benchmarks import machine
+from benchmarks.results import Figure, Found, Missing, Result, Row, keep
 
 
 def _nothing() -> None:
@@ -53,7 +41,13 @@ class _Effort:
     seconds: float
 
 
+SHORTEST = _Effort(least=2, most=2, seconds=0.0)
+"""To see what is measured, not how long it takes."""
 _QUICK = _Effort(least=3, most=101, seconds=0.6)
+_HURRY = _Effort(least=3, most=3, seconds=0.0)
+_HURRY_AFTER_SECONDS = 12.0
+"""On a busy machine ``--quick`` would else take more than its half minute."""
+_BEGAN = perf_counter()
 _FULL = _Effort(least=7, most=501, seconds=15.0)
 
 
@@ -65,7 +59,7 @@ def compare(
     The first round warms up caches and is not counted. What was allocated before is kept from the
     garbage collector, so that each side pays for the collection of its own garbage only.
     """
-    effort = _QUICK if quick else _FULL
+    effort = _effort(quick)
     gc.collect()
     gc.freeze()
     try:
@@ -79,6 +73,12 @@ def compare(
     finally:
         gc.unfreeze()
     return row(what, against, ratios, goal)
+
+
+def _effort(quick: bool) -> _Effort:
+    if not quick:
+        return _FULL
+    return _QUICK if perf_counter() - _BEGAN < _HURRY_AFTER_SECONDS else _HURRY
 
 
 def row(what: str, against: str, ratios: Sequence[float], goal: float | None) -> Row:
@@ -109,22 +109,62 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def main(measure: Callable[[bool], list[Row]]) -> None:
-    """Run ``measure(quick)`` as a command: print its rows, write them if asked to.
+def figures(found: Sequence[Figure]) -> str:
+    """Lay absolute numbers out, one a line."""
+    width = max((len(figure.what) for figure in found), default=0)
+    return "\n".join(f"{f.what.ljust(width)}  {number(f.value)} {f.unit}" for f in found)
+
+
+def number(value: float) -> str:
+    """Write a number with the digits that can be believed."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def main(measure: Callable[[bool], Sequence[Found]]) -> None:
+    """Run ``measure(quick)`` as a command: print what it found, write it if asked to.
 
     A goal that is missed is reported and fails nothing: a time is no assertion.
     """
     parser = argparse.ArgumentParser(description="Measure ratios: our time / their time.")
     parser.add_argument("--quick", action="store_true", help="less data, end within 30 seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as JSON")
+    parser.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="keep all of it in FOLDER, for a report"
+    )
     options = parser.parse_args()
     # A terminated run unwinds as an interrupted one does: folders and servers are cleaned up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rows = measure(options.quick)
-    print(table(rows))
+    start, load = perf_counter(), machine.load()
+    found = measure(options.quick)
+    seconds = perf_counter() - start
+    rows = [item for item in found if isinstance(item, Row)]
+    absolute = [item for item in found if isinstance(item, Figure)]
+    if rows:
+        print(table(rows))
+    if absolute:
+        print(figures(absolute))
+    for item in found:
+        if isinstance(item, Missing):
+            print(f"Not measured: {item.what}: {item.why}")
     if options.json is not None:
         text = json.dumps([asdict(row) for row in rows], indent=2)
         options.json.write_text(f"{text}\n", encoding="utf-8")
+    if options.into is not None:
+        result = Result(
+            benchmark=Path(inspect.getfile(measure)).stem,
+            quick=options.quick,
+            rows=rows,
+            figures=absolute,
+            missing=[item for item in found if isinstance(item, Missing)],
+            measured=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+            seconds=round(seconds, 1),
+            load=load,
+            machine=machine.machine(),
+            versions=machine.versions(),
+        )
+        keep(options.into, result)
 
 
 def _ratio(ours: Side, theirs: Side) -> float:

@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 
 from benchmarks import samples
-from benchmarks.harness import Row, Side, compare, main
+from benchmarks.harness import Side, compare, main
 from benchmarks.hubs import FreshHub
+from benchmarks.results import Row
 from keystore import clock, db, sql
 from keystore.sync import engine
 from keystore.tables import BY_NAME, Kind, WireRow

@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import Row, Side, compare, main
+from benchmarks.harness import Side, compare, main
+from benchmarks.results import Row
 from keystore import Store
 
 GOAL = 1.3
@@ -66,12 +67,12 @@ def _reports(store: Store, rows: int, quick: bool) -> list[Row]:
     one_key = Side(lambda: store.usage_report(key="7"))
     by_key = Side(lambda: store.usage_report(by="key", top=10))
     days = Side(lambda: store.usage_report(account="7", per="day", since=since))
-    # A report opens a snapshot and asks three tables: over few rows, that is most of its time.
-    goal = None if quick else GOAL
     return [
         row("top 10 keys", by_key, select, bare(_BY_KEY), GOAL),
-        row("one account per day", days, select, bare(_ONE_ACCOUNT), goal),
-        row("one key", one_key, select, bare(_ONE_KEY), goal),
+        # A report opens a snapshot and asks three tables: over few rows (quick), that is most of
+        # its time, and misses the goal.
+        row("one account per day", days, select, bare(_ONE_ACCOUNT), GOAL),
+        row("one key", one_key, select, bare(_ONE_KEY), GOAL),
         # Its time follows the rows that it reads, a thousandth, and not those that there are.
         row("one key", one_key, "the report of all keys", by_key, 0.05),
     ]

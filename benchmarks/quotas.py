@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import samples
-from benchmarks.harness import Row, Side, compare, main
+from benchmarks.harness import Side, compare, main
+from benchmarks.results import Row
 from keystore import db, tokens
 from keystore.edge import Validator
 from keystore.quotas import LARGEST_LEASE

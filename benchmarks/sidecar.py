@@ -1,17 +1,20 @@
 """The sidecar's rate against nginx, FastAPI and Envoy, and what it costs behind nginx."""
 
+import importlib.util
 import random
 import statistics
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import client, samples, servers
-from benchmarks.harness import Row, main, row
+from benchmarks.harness import main, row
+from benchmarks.results import Figure, Found, Missing, Row
 
 TOKENS = 1000
+NOT_THERE = "it is not installed"
 OURS, NOTHING, OPEN, GUARDED = (
     "sidecar",
     "nginx, return 204",
@@ -50,7 +53,7 @@ class _Subject:
         return sum(server.cpu_seconds() for server in (self.server, *self.others))
 
 
-def measure(quick: bool) -> list[Row]:
+def measure(quick: bool) -> list[Found]:
     """Measure with 20,000 keys for 3 s each (quick), or with 1,000,000 for half a minute."""
     rounds, seconds = (3, 1) if quick else (11, 3)
     with TemporaryDirectory(prefix="keystore-bench-") as folder, ExitStack() as stack:
@@ -59,39 +62,46 @@ def measure(quick: bool) -> list[Row]:
         samples.replica(db_path, issued)
         sent = random.sample(issued, TOKENS)
         tokens.write_text("".join(f"{token}\n" for token in sent), encoding="ascii")
-        subjects = _start(stack, Path(folder), db_path, sent)
+        missing: list[Missing] = []
+        subjects = _start(stack, Path(folder), db_path, sent, missing)
         for name, subject in subjects.items():
             _verify(name, subject, sent[0])
         for _ in range(rounds):
             for subject in subjects.values():
                 subject.send(tokens, seconds)
-        _tell(subjects)
-        return _rows(subjects)
+        return [*_rows(subjects), *_figures(subjects), *missing]
 
 
 def _start(
-    stack: ExitStack, folder: Path, db_path: Path, sent: list[str]
+    stack: ExitStack, folder: Path, db_path: Path, sent: list[str], missing: list[Missing]
 ) -> Mapping[str, _Subject]:
     def place(name: str) -> Path:
         made = folder / name
         made.mkdir()
         return made
 
+    def start(name: str, running: AbstractContextManager[servers.Server]) -> servers.Server | None:
+        try:
+            return stack.enter_context(running)
+        except (OSError, RuntimeError) as error:  # it takes no other with it
+            missing.append(Missing(name, str(error)))
+            return None
+
     ours = stack.enter_context(servers.sidecar(db_path, place("sidecar")))
     subjects = {OURS: _Subject(ours, "/check", 200)}
     if servers.NGINX is None:
-        print("No rows for nginx: it is not installed")
-    else:
-        nginx = stack.enter_context(servers.nginx(place("nginx"), ours))
+        missing.append(Missing("nginx, and what a check adds behind it", NOT_THERE))
+    elif nginx := start("nginx", servers.nginx(place("nginx"), ours)):
         subjects[NOTHING] = _Subject(nginx, "/nothing", 204)
         subjects[OPEN] = _Subject(nginx, "/open", 200)
         subjects[GUARDED] = _Subject(nginx, "/guarded", 200, (ours,))
-    fastapi = stack.enter_context(servers.fastapi(db_path, place("fastapi")))
-    subjects[FASTAPI] = _Subject(fastapi, "/check", 200)
+    if not all(importlib.util.find_spec(package) for package in ("fastapi", "uvicorn")):
+        missing.append(Missing(FASTAPI, NOT_THERE))
+    elif fastapi := start(FASTAPI, servers.fastapi(db_path, place("fastapi"))):
+        subjects[FASTAPI] = _Subject(fastapi, "/check", 200)
     if servers.ENVOY is None:
-        print("No row for Envoy: it is not installed")
-    else:
-        envoy = stack.enter_context(servers.envoy(place("envoy"), sent))
+        missing.append(Missing(ENVOY, NOT_THERE))
+    elif envoy := start(ENVOY, servers.envoy(place("envoy"), sent)):
         subjects[ENVOY] = _Subject(envoy, "/check", 204)
     return subjects
 
@@ -105,15 +115,18 @@ def _verify(name: str, subject: _Subject, token: str) -> None:
             raise RuntimeError(f"{name} answers {status}, not {expected}")
 
 
-def _tell(subjects: Mapping[str, _Subject]) -> None:
-    print(f"Client: {client.NAME}; {TOKENS:,} tokens in turn. Medians, each with one worker:")
+def _figures(subjects: Mapping[str, _Subject]) -> list[Figure]:
+    """Tell the medians: for what one worker does, they say more than a ratio."""
+    found = []
     for name, subject in subjects.items():
-        rate, cpu = 1 / statistics.median(subject.seconds), statistics.median(subject.cpu)
-        print(f"  {name}: {rate:,.0f} requests/s, {cpu * 1e6:.1f} µs of CPU each")
+        found.append(Figure(name, round(1 / statistics.median(subject.seconds)), "requests/s"))
+        cpu = statistics.median(subject.cpu)
+        found.append(Figure(name, round(cpu * 1e6, 1), "µs of CPU for each"))
     if GUARDED in subjects:
         guarded, bare = subjects[GUARDED].seconds, subjects[OPEN].seconds
         more = statistics.median(a - b for a, b in zip(guarded, bare, strict=True))
-        print(f"  The check costs {more * 1e6:.1f} µs for each request through nginx.")
+        found.append(Figure(GUARDED, round(more * 1e6, 1), "µs that the check adds"))
+    return found
 
 
 def _rows(subjects: Mapping[str, _Subject]) -> list[Row]:

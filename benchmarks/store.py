@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import peers, samples
-from benchmarks.harness import Row, Side, compare, main
+from benchmarks.harness import Side, compare, main
+from benchmarks.results import Found, Missing, Row
 from keystore import migrate
 
 GOAL = 1.3
@@ -41,7 +42,7 @@ Work = Callable[[peers.Table, int], Side]
 """Makes the side that writes to a table, so many rows a transaction."""
 
 
-def measure(quick: bool) -> list[Row]:
+def measure(quick: bool) -> list[Found]:
     """Measure on tables of 10,000 keys (quick) or 100,000."""
     count = 10_000 if quick else 100_000
     with TemporaryDirectory(prefix="keystore-bench-") as folder, ExitStack() as stack:
@@ -56,17 +57,18 @@ def measure(quick: bool) -> list[Row]:
             return made
 
         tracked, plain = table(_tracked), table(peers.plain)
-        rows = _own_cost(tracked, plain, quick)
+        own = _own_cost(tracked, plain, quick)
+        found: list[Found] = [*own]
         if missing := peers.missing_chronicle():
-            print(f"No rows for sqlite-chronicle: {missing}")
+            found.append(Missing("sqlite-chronicle", missing))
         else:
-            rows += _chronicle(tracked, table(peers.chronicle), quick)
+            found += _chronicle(tracked, table(peers.chronicle), quick)
         if missing := peers.missing_session():
-            print(f"No rows for SQLite's session extension: {missing}")
+            found.append(Missing("SQLite's session extension", missing))
         else:
             session, bare = table(peers.session), table(peers.apsw_plain)
-            rows += _session(session, bare, rows, quick)
-    return rows
+            found += _session(session, bare, own, quick)
+    return found
 
 
 def _own_cost(tracked: peers.Table, plain: peers.Table, quick: bool) -> list[Row]:
