@@ -3,6 +3,7 @@
 A line ``<!-- generated: commands -->`` in a page becomes the section of that name.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ def all_commands(
     group: click.Group = main, parent: click.Context | None = None
 ) -> Iterator[tuple[str, click.Command, click.Context]]:
     """Return what can be typed, each command with its context; a group before what is in it."""
-    ctx = click.Context(group, info_name="keystore" if parent is None else group.name, parent=parent)
+    name = "keystore" if parent is None else group.name
+    ctx = click.Context(group, parent, name, **group.context_settings)
     for name in group.list_commands(ctx):
         command = group.commands[name]
         own = click.Context(command, info_name=name, parent=ctx)
@@ -70,12 +72,10 @@ def commands() -> str:
 def _prose(text: str) -> str:
     """Bring a command's help into Markdown; what is not to be wrapped is an example or a list."""
     parts = []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if paragraph.startswith("\b"):
-            lines = paragraph.removeprefix("\b\n").splitlines()
-            margin = min(len(line) - len(line.lstrip()) for line in lines)
-            title, *rest = [line[margin:] for line in lines]
-            shown = "\n".join(rest if title.endswith(":") else [title, *rest])
+            title, *rest = paragraph.removeprefix("\b\n").splitlines()
+            shown = inspect.cleandoc("\n".join(rest if title.endswith(":") else [title, *rest]))
             said = [_plain(title)] if title.endswith(":") else []
             parts.append("\n\n".join([*said, f"```text\n{shown}\n```"]))
         else:
@@ -86,7 +86,7 @@ def _prose(text: str) -> str:
 def _plain(text: str) -> str:
     """Return text that Markdown shows as it is, but for what is in backquotes."""
     pieces = text.split("`")
-    escaped = [re.sub(r"([\\*_<>\[\]])", r"\\\1", piece) for piece in pieces[::2]]
+    escaped = [re.sub(r"([\\*<>\[\]])", r"\\\1", piece) for piece in pieces[::2]]
     pieces[::2] = escaped
     return "`".join(pieces)
 
@@ -120,27 +120,35 @@ def _asked(api: dict[str, Any]) -> str:
 
 
 def _operations(api: dict[str, Any]) -> str:
-    parts = []
+    parts, everywhere = [], {}
     for tag in api["tags"]:
-        parts.append(f"## For {tag['name']}\n\n{tag['description']}")
+        parts.append(f"## {tag['name']}\n\n{tag['description']}")
         for path, methods in api["paths"].items():
             for method, operation in methods.items():
                 if method == "parameters" or operation["tags"] != [tag["name"]]:
                     continue
                 parts.append(f"### {method.upper()} {path}\n\n{operation['summary']}")
-                if "description" in operation:
-                    parts.append(operation["description"])
+                parts.append(operation.get("description", ""))
                 rows = []
                 for status, answer in operation["responses"].items():
-                    name = answer.get("$ref", "").rpartition("/")[2]
                     described = _resolved(api, answer)
-                    linked = f" [{name}](#{name.lower()})" if "content" in described and name else ""
-                    bodies = ", ".join(
-                        _body(kind, media) for kind, media in described.get("content", {}).items()
-                    )
-                    rows.append((f"`{status}`", described["description"] + linked, bodies))
+                    row = (f"`{status}`", *_answer(answer, described))
+                    if "content" in described or len(described.get("headers", ())) > 1:
+                        rows.append(row)
+                    else:
+                        everywhere[status] = row[:2]
                 parts.append(table(("status", "", "body"), rows))
+    parts.append("## What any request may be answered\n\nBefore it is understood.")
+    parts.append(table(("status", ""), [everywhere[status] for status in sorted(everywhere)]))
     return "\n\n".join(parts)
+
+
+def _answer(answer: dict[str, Any], described: dict[str, Any]) -> tuple[str, str]:
+    """Say what an answer is, with a link to its headers, and what its body is."""
+    name = answer.get("$ref", "").rpartition("/")[2]
+    linked = f" [Headers](#{name.lower()})." if name and len(described.get("headers", ())) > 1 else ""
+    bodies = [_body(kind, media) for kind, media in described.get("content", {}).items()]
+    return described["description"] + linked, ", ".join(bodies)
 
 
 def _body(kind: str, media: dict[str, Any]) -> str:
@@ -151,7 +159,7 @@ def _body(kind: str, media: dict[str, Any]) -> str:
 def _answered(api: dict[str, Any]) -> str:
     parts = ["## Headers of answers"]
     for name, answer in api["components"]["responses"].items():
-        if "headers" not in answer:
+        if len(answer.get("headers", ())) < 2:
             continue
         rows = []
         for header, reference in answer["headers"].items():
