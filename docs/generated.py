@@ -5,7 +5,7 @@ A line ``<!-- generated: commands -->`` in a page becomes the section of that na
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ _MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _TWO_BLANKS = re.compile(r"\n{3,}")
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
@@ -62,10 +62,10 @@ def commands() -> str:
         pieces = command.collect_usage_pieces(ctx)
         parts += [f"## {path}", f"```text\n{' '.join([path, *pieces])}\n```"]
         parts.append(_prose(command.help or ""))
-        options = [record for one in command.get_params(ctx) if (record := one.get_help_record(ctx))]
-        if options:
-            rows = [(f"`{names}`", _plain(text)) for names, text in options]
-            parts.append(table(("option", ""), rows))
+        records = [one.get_help_record(ctx) for one in command.get_params(ctx)]
+        told = [record for record in records if record and record[1]]  # arguments say nothing
+        rows = [(f"`{names}`", _plain(text)) for names, text in told]
+        parts.append(table(("option", ""), rows))
     return "\n\n".join(parts)
 
 
@@ -146,7 +146,9 @@ def _operations(api: dict[str, Any]) -> str:
 def _answer(answer: dict[str, Any], described: dict[str, Any]) -> tuple[str, str]:
     """Say what an answer is, with a link to its headers, and what its body is."""
     name = answer.get("$ref", "").rpartition("/")[2]
-    linked = f" [Headers](#{name.lower()})." if name and len(described.get("headers", ())) > 1 else ""
+    linked = (
+        f" [Headers](#{name.lower()})." if name and len(described.get("headers", ())) > 1 else ""
+    )
     bodies = [_body(kind, media) for kind, media in described.get("content", {}).items()]
     return described["description"] + linked, ", ".join(bodies)
 
@@ -200,7 +202,9 @@ def _values(api: dict[str, Any], schema: dict[str, Any]) -> str:
     schema = _resolved(api, schema)
     if "const" in schema:
         value = schema["const"]
-        return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else ""
+        return (
+            f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else ""
+        )
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kinds = schema.get("type") or [part["type"] for part in schema.get("oneOf", ())]

@@ -1,4 +1,4 @@
-"""The command of schemathesis, with what the OpenAPI file cannot say: how permissions are written."""
+"""The command of schemathesis, and what an OpenAPI file cannot say: how permissions are written."""
 
 import schemathesis
 from hypothesis import strategies as st

@@ -81,9 +81,9 @@ def test_each_alert_asks_for_metrics_and_labels_that_a_running_server_has(
     known: dict[str, dict[str, set[str]]] = {"up": {}}
     for family in text_string_to_metric_families(metrics_text(start(), token)):
         for sample in family.samples:
-            labels = known.setdefault(sample.name, {})
+            of_metric = known.setdefault(sample.name, {})
             for name, value in sample.labels.items():
-                labels.setdefault(name, set()).add(value)
+                of_metric.setdefault(name, set()).add(value)
     for alert, rule in RULES.items():
         found = list(nodes(promql_parser.parse(rule["expr"])))
         asked = [node for node in found if isinstance(node, promql_parser.VectorSelector)]
@@ -91,7 +91,7 @@ def test_each_alert_asks_for_metrics_and_labels_that_a_running_server_has(
         labels = set(SCRAPED)
         for selector in asked:
             assert selector.name in known, (alert, selector.name)
-            labels |= known[selector.name].keys()
+            labels |= set(known[selector.name])
             for matcher in selector.matchers.matchers:
                 if matcher.name not in SCRAPED:
                     values = known[selector.name][matcher.name]
