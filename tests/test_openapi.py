@@ -73,8 +73,8 @@ class Left:
     remaining = 3
 
 
-class Store503:
-    """The health of a store that is not well, or is."""
+class FixedHealth:
+    """The health of a store that is as it is said to be."""
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -129,7 +129,7 @@ def other_answers() -> Iterator[tuple[str, str, Response]]:
         request = Request("POST", check.VERIFY_PATH, {}, body=json.dumps(body).encode())
         yield check.VERIFY_PATH, "post", respond(Fixed(decision), request)
     for reason in (Reason.OK, Reason.STALE, Reason.OFFLINE, Reason.NOT_SYNCED, Reason.UNAVAILABLE):
-        pages = server._pages(Counts(), Store503(reason))  # type: ignore[arg-type]
+        pages = server._pages(Counts(), FixedHealth(reason))  # type: ignore[arg-type]
         for path, page in pages.items():
             yield path, "get", page()
 
@@ -140,7 +140,7 @@ def answers() -> tuple[tuple[str, str, Response], ...]:
 
 
 def resolved(node: dict[str, Any]) -> dict[str, Any]:
-    """Follow a reference, of which the node may have more than one behind another."""
+    """Return what a node refers to, or the node."""
     while "$ref" in node:
         found: Any = API
         for name in node["$ref"].removeprefix("#/").split("/"):
@@ -210,13 +210,13 @@ def test_any_method_and_any_path_below_is_the_check_that_the_file_has(
 
 
 def test_what_is_refused_before_it_is_understood_is_in_the_file(start: Start) -> None:
+    assert set(connection._KINDS) | {503} == FRAMING | {413}
     running = start()
     large = check.MAX_BODY_BYTES + 1
     for path, method, operation in operations():
         found = {int(status) for status in operation["responses"]}
         wanted = FRAMING | ({413} if check.wants_body(method.upper(), path) else set())
         assert wanted <= found, path
-        assert set(connection._KINDS) | {503} == FRAMING | {413}
         asked = f"{method.upper()} {path.replace('{service}', 'search')}"
         length = f"Content-Length: {large if 413 in found else 0}\r\n"
         requests = {
@@ -239,7 +239,7 @@ def test_what_is_refused_before_it_is_understood_is_in_the_file(start: Start) ->
 
 
 def test_every_path_of_the_file_is_the_codes() -> None:
-    pages = server._pages(Counts(), Store503(Reason.OK))  # type: ignore[arg-type]
+    pages = server._pages(Counts(), FixedHealth(Reason.OK))  # type: ignore[arg-type]
     named = f"{check.SERVICES_PATH}{{service}}{check.CHECK_PATH}"
     checks = {prefix + path for prefix in ("", check.NGINX_PATH) for path in ("/check", named)}
     assert API["paths"].keys() == checks | pages.keys() | {check.VERIFY_PATH}
