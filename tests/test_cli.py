@@ -47,6 +47,16 @@ def test_every_command_has_help_with_an_example_and_json(command: tuple[str, ...
     assert "--json" in result.output
 
 
+@pytest.mark.parametrize("command", list(all_commands(main)), ids=" ".join)
+def test_every_option_says_what_it_is_for(command: tuple[str, ...]) -> None:
+    found: click.Command = main
+    for name in command:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    for option in found.params:
+        assert isinstance(option, click.Argument) or getattr(option, "help", None), option.opts
+
+
 def test_the_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("init").exit_code == 0

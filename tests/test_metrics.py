@@ -3,24 +3,37 @@
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import promql_parser
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from keystore import Store
+from keystore.http import connection, counts
+from tests.serving import Server
 from tests.test_server import Start, start, token
 from tests.test_workers import has_restarted, statuses, until
 
 __all__ = ["start", "token"]
 
-DOCS = Path(__file__).parent.parent / "docs" / "serve.md"
+TOP = Path(__file__).parent.parent
+DOCS = TOP / "docs" / "reference" / "metrics.md"
+ALERTS = TOP / "examples" / "alerts.yaml"
+SCRAPED = {"job", "instance"}
+"""Labels that Prometheus adds to all that it reads."""
+
+
+def metrics_text(server: Server, token: str) -> str:
+    server.get("/check", token)
+    return server.get("/metrics").body.decode()
 
 
 def test_the_docs_name_every_metric_with_its_type_and_labels(start: Start, token: str) -> None:
-    server = start()
-    server.get("/check", token)
-    text = server.get("/metrics").body.decode()
+    text = metrics_text(start(), token)
     told = {
         (
             family.name + ("_total" if family.type == "counter" else ""),
@@ -33,6 +46,66 @@ def test_the_docs_name_every_metric_with_its_type_and_labels(start: Start, token
     }
     row = re.compile(r"^\| `(keystore_\w+)` \| (\w+) \| (?:`(\w+)`)? ?\|", re.MULTILINE)
     assert set(row.findall(DOCS.read_text())) == told
+
+
+def test_the_docs_name_every_kind_of_refusal_with_its_status() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d{3})", DOCS.read_text(), re.MULTILINE)
+    kinds = {kind: str(status.value) for status, kind in connection._KINDS.items()}
+    assert dict(rows) == kinds | {"connections": "503", "error": "503"}
+    assert dict(rows).keys() == set(counts.REFUSALS)
+
+
+# -- alerts ------------------------------------------------------------------------------------
+
+RULES = {
+    rule["alert"]: rule
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]
+    for rule in group["rules"]
+}
+
+
+def nodes(expression: Any) -> Iterator[Any]:
+    """Walk through a parsed expression."""
+    yield expression
+    for name in ("lhs", "rhs", "expr", "param", "vector_selector"):
+        part = getattr(expression, name, None)
+        if part is not None:
+            yield from nodes(part)
+    for part in getattr(expression, "args", ()):
+        yield from nodes(part)
+
+
+def test_each_alert_asks_for_metrics_and_labels_that_a_running_server_has(
+    start: Start, token: str
+) -> None:
+    known: dict[str, dict[str, set[str]]] = {"up": {}}
+    for family in text_string_to_metric_families(metrics_text(start(), token)):
+        for sample in family.samples:
+            of_metric = known.setdefault(sample.name, {})
+            for name, value in sample.labels.items():
+                of_metric.setdefault(name, set()).add(value)
+    for alert, rule in RULES.items():
+        found = list(nodes(promql_parser.parse(rule["expr"])))
+        asked = [node for node in found if isinstance(node, promql_parser.VectorSelector)]
+        assert asked, alert
+        labels = set(SCRAPED)
+        for selector in asked:
+            assert selector.name in known, (alert, selector.name)
+            labels |= set(known[selector.name])
+            for matcher in selector.matchers.matchers:
+                if matcher.name not in SCRAPED:
+                    values = known[selector.name][matcher.name]
+                    assert set(matcher.value.split("|")) <= values, (alert, matcher.value)
+        for names_of in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
+            assert set(names_of.split(", ")) <= labels, (alert, names_of)
+
+
+def test_each_alert_is_explained() -> None:
+    told = re.findall(r"^\| `(Keystore\w+)` \|", DOCS.read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(RULES)
+    for rule in RULES.values():
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"]["summary"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -263,6 +263,10 @@ def test_a_permission_query_that_is_none_is_refused(query: str) -> None:
         {"key": "k", "credits": {"cost": -1}},
         {"key": "k", "credits": {"cost": True}},
         {"key": "k", "credits": {"cost": 10**30}},
+        {"key": "k", "credits": {"cost": 1.5}},
+        {"key": "k", "credits": {"cost": 1e300}},
+        {"key": "k", "credits": {"cost": float("nan")}},
+        {"key": "k", "credits": {"cost": "2"}},
         {"key": "k", "credits": {}},
         {"key": "k", "ratelimits": [{"name": "x"}]},
         {"key": "k", "keyspaces": ["ks_1"]},
@@ -277,6 +281,13 @@ def test_what_cannot_be_answered_is_refused_in_unkeys_shape(body: object) -> Non
     assert found["meta"]["requestId"]
     assert found["error"]["errors"][0]["location"].startswith("body")
     assert checker.counted == 0
+
+
+@pytest.mark.parametrize(("cost", "counted"), [("2.0", 2), ("2e3", 2_000), ("0.0", 0), ("7", 7)])
+def test_a_whole_number_is_one_however_json_writes_it(cost: str, counted: int) -> None:
+    checker = Holder()
+    data(verify(checker, f'{{"key": "k", "credits": {{"cost": {cost}}}}}'.encode()))
+    assert checker.counted == counted
 
 
 def test_the_key_is_in_no_answer() -> None:

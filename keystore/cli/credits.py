@@ -81,8 +81,12 @@ def credits_grant(
 @credit.command("charge")
 @click.argument("account")
 @click.argument("model")
-@click.option("--input-tokens", type=int, required=True, metavar="N")
-@click.option("--output-tokens", type=int, default=0, metavar="N")
+@click.option(
+    "--input-tokens", type=int, required=True, metavar="N", help="Tokens that the model was given."
+)
+@click.option(
+    "--output-tokens", type=int, default=0, metavar="N", help="Tokens that it has answered with."
+)
 @click.option("--request-id", metavar="ID", help="Charged once, however often it is asked for.")
 @click.option(
     "--key",
@@ -139,13 +143,20 @@ def credits_balance(db_path: Path, account: str) -> None:
 
 @credit.command("statement")
 @click.argument("account")
-@click.option("--after", type=click.IntRange(0, 2**63 - 1), default=0, metavar="LEDGER_ID")
+@click.option(
+    "--after",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    metavar="LEDGER_ID",
+    help="Only what follows this entry.",
+)
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["table", "csv", "jsonl"]),
     default="table",
     show_default=True,
+    help="How it is written.",
 )
 @store_options
 def credits_statement(db_path: Path, account: str, after: int, file_format: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from keystore.edge.decision import Decision, RateLimit, Reason
 from keystore.edge.slow import MAX_COST
@@ -42,10 +42,15 @@ _RANKS = {"OR": 1, "AND": 2}
 _WORD = re.compile(r"[()]|[^\s()]+")
 
 
+def _whole(value: object) -> object:
+    """Return 2 for 2.0: JSON has one kind of numbers, and some clients write all with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class _Credits(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    cost: int = Field(ge=0, le=MAX_COST)
+    cost: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_COST)]
 
 
 class _Body(BaseModel):
