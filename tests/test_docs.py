@@ -1,10 +1,12 @@
-"""What the pages name is there: tests, tables, examples, pictures, and each page in the menu.
+"""What the pages name is there: tests, tables, examples, pictures.
 
-(That their examples run, `conftest.py` sees to; that their links lead somewhere, `make docs`.)
+That their examples run, `conftest.py` sees to; that their links lead somewhere, and that each page
+is in the menu, `make docs`.
 """
 
 import re
 import xml.etree.ElementTree as ET
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ DOCS = PROJECT / "docs"
 PAGES = sorted([PROJECT / "README.md", *DOCS.rglob("*.md")])
 FUNCTION = re.compile(r"^ *(?:async )?def (test_\w+)\(", re.MULTILINE)
 NAMED_TEST = re.compile(r"tests/(\w[\w*]*\.py)(?:::(\w+))?|`(test_\w+)`")
+RUN, SHOWN = {"console", "python"}, {"json", "postgresql"}
 NAMED_EXAMPLE = re.compile(r"(?:\$EXAMPLES|\bexamples)/([\w-]+(?:\.\w+)+)")
 
 
@@ -21,13 +24,15 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(PROJECT))
 
 
-def functions_of(file: Path) -> set[str]:
-    return set(FUNCTION.findall(file.read_text()))
+@cache
+def functions_of(file: Path) -> frozenset[str]:
+    return frozenset(FUNCTION.findall(file.read_text()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
-    everywhere = {test for file in (PROJECT / "tests").glob("test_*.py") for test in functions_of(file)}
+    files = sorted((PROJECT / "tests").glob("test_*.py"))
+    everywhere = {test for file in files for test in functions_of(file)}
     for file, test, bare in NAMED_TEST.findall(page.read_text()):
         if bare:
             assert bare in everywhere, bare
@@ -41,6 +46,14 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
 def test_every_example_that_a_page_names_exists(page: Path) -> None:
     for name in NAMED_EXAMPLE.findall(page.read_text()):
         assert (PROJECT / "examples" / name).is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_example_is_in_a_language_that_nobody_runs(page: Path) -> None:
+    """Else a block of `bash` or `py` would be told and never tried."""
+    fences = re.findall(r"^ *```+(\S*)", page.read_text(), re.MULTILINE)
+    languages = {language for language in fences if not language.startswith("{")}
+    assert languages - RUN - SHOWN - {""} == set()
 
 
 def test_each_guarantee_is_linked_to_a_test() -> None:
@@ -68,7 +81,9 @@ def test_every_table_of_a_schema_is_on_its_page(page: str, schema: Path) -> None
 
 
 def test_the_schema_page_says_why_of_every_table() -> None:
-    made = set(re.findall(r"^CREATE TABLE (\w+)", (PROJECT / "schema.sql").read_text(), re.M))
+    made = set(
+        re.findall(r"^CREATE TABLE (\w+)", (PROJECT / "schema.sql").read_text(), re.MULTILINE)
+    )
     _, _, rest = (DOCS / "schema.md").read_text().partition("## Why each table is there")
     rows = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("| ")][2:]
     told = {table for row in rows for table in row.split("|")[1].replace(",", " ").split()}
