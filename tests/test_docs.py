@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from keystore.edge.decision import Reason
+from keystore.http import unkey
+
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
 PAGES = sorted([PROJECT / "README.md", *DOCS.rglob("*.md")])
@@ -89,6 +92,13 @@ def test_the_schema_page_says_why_of_every_table() -> None:
     rows = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("| ")][2:]
     told = {table for row in rows for table in row.split("|")[1].replace(",", " ").split()}
     assert told == made
+
+
+def test_every_reason_is_on_the_page_of_checks_over_http_with_its_code_for_unkeys_clients() -> None:
+    text = (DOCS / "http.md").read_text()
+    assert {reason for reason in Reason if f"`{reason}`" not in text} == set()
+    for reason, code in unkey._CODES.items():
+        assert re.search(rf"\| `{code}` \| .*`{reason}`", text), (code, reason)
 
 
 def test_every_picture_can_be_read_aloud_and_in_the_dark() -> None:
