@@ -628,3 +628,20 @@ END;
 CREATE TRIGGER trg_creditledger_delete BEFORE DELETE ON CreditLedger BEGIN
     SELECT RAISE(ABORT, 'CreditLedger is append-only');
 END;
+
+CREATE TRIGGER trg_creditbalances_insert BEFORE INSERT ON CreditBalances
+WHEN NEW.balance_nano IS NOT (SELECT balance_nano FROM CreditLedger WHERE account_id = NEW.account_id
+                              ORDER BY ledger_id DESC LIMIT 1) BEGIN
+    SELECT RAISE(ABORT, 'CreditBalances follows CreditLedger: insert there');
+END;
+
+CREATE TRIGGER trg_creditbalances_update BEFORE UPDATE ON CreditBalances
+WHEN NEW.account_id IS NOT OLD.account_id
+  OR NEW.balance_nano IS NOT (SELECT balance_nano FROM CreditLedger WHERE account_id = NEW.account_id
+                              ORDER BY ledger_id DESC LIMIT 1) BEGIN
+    SELECT RAISE(ABORT, 'CreditBalances follows CreditLedger: insert there');
+END;
+
+CREATE TRIGGER trg_creditbalances_delete BEFORE DELETE ON CreditBalances BEGIN
+    SELECT RAISE(ABORT, 'CreditBalances follows CreditLedger: insert there');
+END;

@@ -173,7 +173,8 @@ class UsageInput(Input):
 
     principal_type: Literal["api_key", "oauth_client", "session"]
     principal: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Text
-    amount: Units
+    # (no more than a check may cost: an hour of it can be summed within 64 bits)
+    amount: Annotated[int, Field(ge=0, le=1 << 40)]
     request_id: Text | None = None
 
 

@@ -4,6 +4,7 @@ A price is for 1,000 tokens: real price lists go down to 1.3e-10 for a single to
 these are a whole number of nano-credits.
 """
 
+import re
 from decimal import Decimal, localcontext
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ NANO = 1_000_000_000
 """Nano-credits in a credit."""
 MAX_NANO = 2**62
 """No amount is larger, so that every sum of two fits into 64 bits."""
+
+_PLAIN = re.compile(r"-?(\d+\.?\d*|\.\d+)", re.ASCII)
+"""How people write amounts: of 1e3 and 1_000 nobody knows that they were meant."""
 
 
 class Exact(NamedTuple):
@@ -23,9 +27,14 @@ class Exact(NamedTuple):
 def parse(text: str | int | Decimal, *, times: int = 1) -> Exact:
     """Read a number of credits, ``times`` as many, to the nearest nano-credit (half to even).
 
+    Text is digits with at most one point.
+
     Raises:
         ValueError: it is no number, negative, or too large.
     """
+    if isinstance(text, str) and not _PLAIN.fullmatch(text):
+        msg = f"{text!r} is no number of credits"
+        raise ValueError(msg)
     try:
         with localcontext() as context:
             context.prec = 60

@@ -102,12 +102,13 @@ def lease(conn: "sqlite3.Connection", found: Left, units: int, most: int) -> tup
 def spend(conn: "sqlite3.Connection", quota_id: int, period: str, units: int) -> str | None:
     """Note that leased units were spent, whose usage is being written.
 
-    Returns when that was, as UTC text, if it was in a period that is over; else ``None``.
+    Returns when that was, as UTC text, if it was in a period that is over or is yet to begin; else
+    ``None``.
     """
     values = {"quota_id": quota_id, "units": units, "period": period}
-    if conn.execute(_Q["spend"], values).rowcount:
-        return None
-    row = conn.execute(_Q["before_period"], (quota_id,)).fetchone()
+    row = conn.execute(_Q["spend"], values).fetchone()
+    if row is None:
+        row = conn.execute(_Q["before_period"], (quota_id,)).fetchone()
     return row[0] if row else None
 
 
@@ -193,9 +194,11 @@ def deduct(conn: "sqlite3.Connection", rows: Iterable[Consumed], now: float) -> 
     _renew(conn, now)
     periods = {"day": _day(now), "month": _month(now)}
     for row in rows:
-        used = {**row._asdict(), **periods}
-        conn.execute(_Q["begin_period"], used)
-        conn.execute(_Q["deduct"], used)
+        found = conn.execute(_Q["used_quota"], row._asdict()).fetchone()
+        if found is not None:
+            used = {"quota_id": found[0], "hour": row.hour, "amount": row.amount, **periods}
+            conn.execute(_Q["begin_period"], used)
+            conn.execute(_Q["deduct"], used)
     mark_exhausted(conn)
 
 

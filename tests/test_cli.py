@@ -169,6 +169,43 @@ def test_the_column_that_names_a_row_is_never_cut_at_a_terminal(
     assert max(map(len, lines)) <= 80
 
 
+def test_what_a_quota_has_left_is_said(store: Store, db: Path) -> None:
+    store.add_service("tts")
+    issued = store.issue_key("ada@example.org", quotas={"tts": 5}, renewal="daily")
+    denied = run("check", issued.token, "--service", "tts", "--cost", "6").stdout
+    assert "the key's quota of tts has 5 units left; it is renewed at 2" in denied
+    store.set_quota(issued.token, "tts", 0)
+    assert "has used up all of its quotas" in run("check", issued.token).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["plan", "quotas", "fre"], "'free'"),
+        (["key", "list", "--account", "ada@example.com"], "'ada@example.org'"),
+        (["key", "list", "--status", "Revokd"], "'revoked'"),
+        (["usage", "--service", "TTS"], "'tts'"),
+        (["client", "remove", "biling"], "'billing'"),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_nearest_names(
+    store: Store, db: Path, arguments: list[str], nearest: str
+) -> None:
+    store.add_service("tts")
+    store.add_oauth_client("ada@example.org", client_id="billing")
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert f"Did you mean {nearest}?" in refused.stderr
+
+
+def test_of_very_many_names_none_is_suggested(
+    store: Store, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keystore.admin.base._MOST_NAMES", 0)
+    refused = run("plan", "quotas", "fre").stderr
+    assert refused.startswith("keystore: there is no plan 'fre'. `keystore plan list`")
+
+
 def bad_input(tmp_path: Path) -> list[tuple[str, list[str], str]]:
     newer, junk = tmp_path / "newer.db", tmp_path / "junk.db"
     with Store.create(newer) as made:
@@ -240,6 +277,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_writes_nothing(
         ["key", "issue", "--from", "accounts.csv"],
         ["key", "issue", "ada@example.org", "--out", "tokens.csv"],
         ["key", "issue", "ada@example.org", "--from", "a.csv", "--out", "b.csv"],
+        ["key", "issue", "ada@example.org", "--renew", "daily"],
         ["check", "x", "--cost", "-1"],
         ["serve", "--port", "99999"],
         ["serve", "--host", ""],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keystore import Store, clock, db, pricing
+from keystore import Store, Validator, clock, db, pricing
 from keystore.db import Error, StoreFile
 from keystore.doctor import examine
 from keystore.errors import (
@@ -206,6 +206,25 @@ def test_the_incident_of_a_model_that_was_added_without_a_price(store: Store) ->
     assert store.charge(ADA, "gpt-6", input_tokens=1).amount_nano == -1_000_000
 
 
+def test_nobody_waits_while_the_nearest_names_are_looked_for(
+    priced: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(name: str, names: list[str], **_: object) -> list[str]:
+        with Validator(priced.file.path, max_pending=1) as validator:
+            assert validator.check(token).allowed
+        return names
+
+    token = priced.issue_key(ADA).token
+    monkeypatch.setattr("keystore.admin.base.get_close_matches", look)
+    for ask in (
+        lambda: priced.charge(ADA, "gpt-x", input_tokens=1),
+        lambda: priced.set_price("gpt-x", input_per_1k="1", output_per_1k="1"),
+        lambda: priced.add_model("x", provider="x", input_per_1k="1", output_per_1k="1"),
+    ):
+        with pytest.raises(NotFoundError, match="Did you mean"):
+            ask()
+
+
 # -- balances ------------------------------------------------------------------------------------
 
 
@@ -217,6 +236,11 @@ def test_a_balance_never_goes_below_zero(priced: Store) -> None:
         f"{entry} (1, 'charge', -20000000000, 0)",
         f"{entry} (1, 'charge', -20000000000, -10000000000)",
         "UPDATE CreditBalances SET balance_nano = -1",
+        "UPDATE CreditBalances SET balance_nano = 99000000000",
+        "UPDATE OR IGNORE CreditBalances SET account_id = 2",
+        "INSERT OR REPLACE INTO CreditBalances VALUES (1, 99000000000)",
+        "INSERT INTO CreditBalances VALUES (2, 1)",
+        "DELETE FROM CreditBalances",
         "UPDATE CreditLedger SET amount_nano = 5",
         "DELETE FROM CreditLedger",
     ):
@@ -420,17 +444,20 @@ def patient(tmp_path: Path) -> Store:
     ("damage", "finding", "says"),
     [
         (
-            "UPDATE CreditBalances SET balance_nano = 8000000000",
+            (
+                "DROP TRIGGER trg_creditbalances_update;"
+                " UPDATE CreditBalances SET balance_nano = 8000000000"
+            ),
             ("ledger", "error"),
             "the balance of account 1 is 8 credits, and its ledger sums to 9",
         ),
         (
-            "DELETE FROM CreditBalances",
+            "DROP TRIGGER trg_creditbalances_delete; DELETE FROM CreditBalances",
             ("ledger", "error"),
             "the balance of account 1 is 0 credits, and its ledger sums to 9",
         ),
         (
-            "INSERT INTO CreditBalances VALUES (2, 1)",
+            "DROP TRIGGER trg_creditbalances_insert; INSERT INTO CreditBalances VALUES (2, 1)",
             ("ledger", "error"),
             "the balance of account 2 is 0.000000001 credits, and its ledger sums to 0",
         ),
@@ -484,7 +511,13 @@ def test_the_doctor_names_what_is_wrong_with_money_and_prices(
 
 
 def test_the_doctor_mends_no_money(patient: Store) -> None:
-    patient.file.conn.execute("UPDATE CreditBalances SET balance_nano = 8000000000")
+    conn = patient.file.conn
+    (guard,) = conn.execute(
+        "SELECT sql FROM sqlite_master WHERE name = 'trg_creditbalances_update'"
+    ).fetchone()
+    conn.execute("DROP TRIGGER trg_creditbalances_update")
+    conn.execute("UPDATE CreditBalances SET balance_nano = 8000000000")
+    conn.execute(guard)
     before = examine(patient.file)
     assert mend(patient.file) == []
     assert examine(patient.file) == before

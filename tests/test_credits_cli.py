@@ -251,6 +251,20 @@ def test_credits_are_granted_charged_and_stated(priced: Store) -> None:
     assert "12.498025" in run("credits", "statement", ADA).output
 
 
+def test_no_amount_of_a_statement_is_cut_at_a_narrow_terminal(
+    priced: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priced.grant(ADA, "1234567.123456789", note="a note that is rather long " * 3)
+    priced.charge(ADA, "gpt-5-chat", input_tokens=1500, output_tokens=200, request_id="r" * 40)
+    monkeypatch.setattr("keystore.cli.common.is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("credits", "statement", ADA).output
+    assert "1234567.123456789" in text
+    assert "1234567.119581789" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) < 40
+
+
 def test_a_statement_of_many_pages_is_whole(priced: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keystore.cli.credits._PAGE", 2)
     for _ in range(5):
@@ -276,7 +290,13 @@ def test_usage_is_of_a_key_whose_token_comes_by_standard_input(priced: Store) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("credits", "grant", ADA, "1e-10"), 1, "no whole number of nano-credits"),
+        (("credits", "grant", ADA, "0.0000000001"), 1, "no whole number of nano-credits"),
+        (("credits", "grant", ADA, "0"), 1, "no whole number of nano-credits"),
+        (("credits", "grant", ADA, "--", "-1"), 1, "-1 is not between 0 and"),
+        *(
+            (("credits", "grant", ADA, amount), 1, f"{amount!r} is no number of credits")
+            for amount in ("1e3", "1_000", "1,5", "٣", " 5", "NaN", "inf", "", ".", "0x10")
+        ),
         (("credits", "grant", ADA, "lots"), 1, "'lots' is no number of credits"),
         (("credits", "balance", "bob@example.org"), 1, "there is no account"),
         (

@@ -489,6 +489,35 @@ def test_a_role_of_any_name_is_granted_and_twice_is_as_once(
             hub_grants.ungrant(admin, name)
 
 
+def test_a_migrated_hubs_roles_have_the_rights_that_a_fresh_grant_gives(
+    database_url: str, new_store: NewStore, role_name: Callable[[str], str], tmp_path: Path
+) -> None:
+    store = new_store()
+    store.add_provider("openai")
+    store_id = store.info.store_id
+    pusher, puller, gone = (role_name(name) for name in ("origin", "edge", "gone"))
+    with psycopg.connect(database_url) as conn:
+        conn.execute((Path(__file__).parent / "fixtures" / "hub-v4.sql").read_bytes())
+        for name, access in ((pusher, "push"), (puller, "pull"), (gone, "pull")):
+            conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+            conn.execute(
+                "INSERT INTO keystore.grants (store_id, role_name, access) VALUES (%s, %s, %s)",
+                (store_id, name, access),
+            )
+        for name in (pusher, puller):
+            usage = sql.SQL("GRANT USAGE ON SCHEMA keystore TO {}")
+            conn.execute(usage.format(sql.Identifier(name)))
+    assert run("hub", "migrate", database_url).exit_code == 0
+    migrated = query(database_url, UNCHANGED)
+    assert not any(gone in str(acl) for relation, acl in migrated if relation != gone)
+    with targets.hub_admin(database_url) as admin:
+        assert hub_grants.grant(admin, pusher, origin_id=store_id) is False
+        assert hub_grants.grant(admin, puller, replica_of=store_id) is False
+    assert query(database_url, UNCHANGED) == migrated
+    targets.sync(store.file, as_role(database_url, pusher))
+    targets.replicate(as_role(database_url, puller), tmp_path / "replica.db")
+
+
 @pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32, "public", "none", "pg_x", "nul\0"])
 def test_a_name_that_no_role_can_have_is_refused(name: str) -> None:
     with pytest.raises(InvalidInputError):

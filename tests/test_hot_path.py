@@ -113,13 +113,17 @@ def test_a_hit_runs_no_sql_whatever_it_depends_on(store: Store, seldom: None) ->
         assert ran == []
 
 
-@pytest.mark.parametrize("status", ["revoked", "suspended", "expired", "network", "service"])
+@pytest.mark.parametrize(
+    "status", ["revoked", "suspended", "quota_exceeded", "expired", "network", "service"]
+)
 def test_a_denial_that_is_remembered_runs_no_sql(store: Store, seldom: None, status: str) -> None:
     issued = store.issue_key(ADA, networks=["192.0.2.0/24"] if status == "network" else [])
     if status == "revoked":
         store.revoke_key(issued.token)
     elif status == "suspended":
         store.set_key_status(issued.token, "suspended")
+    elif status == "quota_exceeded":
+        store.set_key_status(issued.token, "exhausted")
     elif status == "expired":
         store.file.conn.execute("UPDATE APIKeys SET expires_at = '2020-01-01 00:00:00'")
     service = "chat" if status == "service" else None
@@ -173,6 +177,33 @@ def test_a_commit_that_names_one_key_costs_one_look_up(store: Store) -> None:
         ran = traced(validator)
         assert all(validator.check(item.token).allowed for item in issued)
         assert len([text for text in ran if "FROM APIKeys AS k" in text]) == 1
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        """INSERT INTO UsageSettlements (replica_id, usage_id)
+           VALUES ('01890a5d-ac96-774b-bcce-b302099a8057', 1)""",
+        "INSERT INTO PlanServiceQuotas (plan_id, service_id, initial_quota) VALUES (1, 1, 1)",
+        "INSERT INTO Providers (name) VALUES ('openai')",
+        """INSERT INTO Providers (name) VALUES ('openai');
+           INSERT INTO Models (provider_id, name) VALUES (1, 'gpt');
+           INSERT INTO ModelPricing
+               (model_id, input_nano_per_1k, output_nano_per_1k, effective_from)
+           VALUES (1, 1, 1, '2026-01-01 00:00:00')""",
+    ],
+    ids=["UsageSettlements", "PlanServiceQuotas", "Providers", "Models and ModelPricing"],
+)
+def test_a_commit_of_what_no_check_depends_on_costs_no_look_up(store: Store, commit: str) -> None:
+    store.add_service("chat")
+    issued = [store.issue_key(ADA, quotas={"chat": 10**9}) for _ in range(5)]
+    with Validator(store.file.path) as validator:
+        for item in issued:
+            assert validator.check(item.token, service="chat").allowed
+        elsewhere(store.file.path, commit)
+        ran = traced(validator)
+        assert all(validator.check(item.token, service="chat").allowed for item in issued)
+        assert [text for text in ran if "FROM APIKey" in text] == []
 
 
 # -- what may be remembered --------------------------------------------------------------------

@@ -22,7 +22,7 @@ from keystore.errors import NotFoundError
 from keystore.http.answers import answer
 from keystore.http.unkey import verify
 from keystore.scope import ScopedReader
-from keystore.sync import engine, follow, targets, usage_files, usage_keys
+from keystore.sync import engine, exchange, follow, targets, usage_files, usage_keys
 from keystore.sync.engine import Report
 from keystore.sync.follow import Follower
 from keystore.sync.memory import MemoryHub
@@ -114,6 +114,36 @@ def test_a_key_that_is_used_up_at_the_edges_is_exhausted_everywhere_until_more_i
     assert fleet.use(one, 1) is Reason.QUOTA_EXCEEDED
 
 
+def test_a_key_whose_last_quota_is_removed_is_exhausted_no_more(store: Store) -> None:
+    for service in ("tts", "ocr"):
+        store.add_service(service)
+    removed, dropped, other = (
+        store.issue_key(ADA, quotas={"tts": 0, "ocr": 0}).token for _ in range(3)
+    )
+    by_hand = store.issue_key(ADA).token
+    for token in (removed, dropped, other):
+        store.set_quota(token, "tts", 0)
+    store.set_key_status(by_hand, "exhausted")
+
+    def status(token: str) -> str:
+        return store.key(token).status
+
+    assert [status(token) for token in (removed, dropped, other)] == ["exhausted"] * 3
+    store.remove_quota(removed, "tts")
+    assert status(removed) == "exhausted"  # of the other
+    store.remove_quota(removed, "ocr")
+    assert store.history(removed)[0].reason == "no quota is used up any more"
+    with Validator(store.file.path) as validator:
+        assert validator.check(removed).allowed
+        assert validator.check(removed, service="tts").reason is Reason.SERVICE
+    store.file.conn.execute("DELETE FROM APIKeyServiceQuotas WHERE api_key_id = 2")
+    exchange.settle_usage(store.file, None)
+    assert not quotas.is_own_due(store.file.conn, store.file.info().store_id, time.time())
+    assert [status(token) for token in (removed, dropped)] == ["assigned"] * 2
+    # what an operator says, or an import, is not taken back
+    assert [status(token) for token in (other, by_hand)] == ["exhausted"] * 2
+
+
 def test_a_renewal_lifts_what_was_exhausted(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet.store.set_quota(fleet.key, "tts", 10, renewal="daily")
     fleet.sync_origin()
@@ -163,6 +193,15 @@ def test_a_lost_acknowledgement_deducts_nothing_twice(fleet: Fleet) -> None:
     assert [fleet.quota(path).left for path in (fleet.store.file.path, one)] == [896, 896]
 
 
+def test_two_who_have_heard_of_the_same_usage_deduct_it_once(fleet: Fleet) -> None:
+    used = [quotas.Consumed(1, 1, "2999-01-01 00:00:00", 100)]
+    for after, up_to in ((0, 7), (0, 7), (0, 9), (7, 8)):
+        with fleet.store.file.write() as conn:
+            quotas.settle(conn, REPLICA, after, up_to, used, time.time())
+    assert fleet.quota().remaining_quota == 800
+    assert quotas.settled(fleet.store.file.conn)[REPLICA] == 8
+
+
 def test_what_a_restored_replica_uses_is_deducted_though_the_lost_copy_came_further(
     fleet: Fleet,
 ) -> None:
@@ -200,6 +239,19 @@ def test_a_rotation_moves_what_is_left_and_what_edges_tell_later(fleet: Fleet) -
     assert fleet.quota(one, key=new.key.api_key).left == 890
 
 
+def test_a_rotation_of_a_key_that_has_used_up_all_moves_that_too(store: Store) -> None:
+    store.add_service("tts")
+    issued = store.issue_key(ADA, quotas={"tts": 10})
+    with Validator(store.file.path) as validator:
+        assert validator.check(issued.token, service="tts", cost=10).allowed
+    successor = store.rotate_key(issued.token, overlap=timedelta(hours=1))
+    assert successor.key.status == "exhausted"
+    with Validator(store.file.path) as validator:
+        assert validator.check(successor.token).reason is Reason.QUOTA_EXCEEDED
+        assert validator.check(issued.token).allowed  # which has no quotas any more
+    assert examine(store.file) == []
+
+
 def test_nothing_is_written_where_nothing_was_used(fleet: Fleet) -> None:
     one = fleet.replicate()
     fleet.use(one, 5)
@@ -209,6 +261,29 @@ def test_nothing_is_written_where_nothing_was_used(fleet: Fleet) -> None:
     for _ in range(3):
         fleet.sync()
     assert fleet.store.status().last_change == before
+
+
+_OF_A_KEY = "principal_type=? AND principal_id=? AND occurred_at>?"
+
+
+@pytest.mark.parametrize(
+    ("statement", "path"),
+    [
+        ("own_use", "SEARCH l USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        *(
+            (name, f"SEARCH l USING INDEX idx_usagelog_principal ({_OF_A_KEY})")
+            for name in ("count_use", "of_key")
+        ),
+    ],
+    ids=str,
+)
+def test_usage_that_is_settled_or_anothers_is_not_read(
+    store: Store, statement: str, path: str
+) -> None:
+    text = sql.named("quotas")[statement]
+    values = dict.fromkeys(re.findall(r":([a-z_]+)", text), 1)
+    plan = [row[3] for row in store.file.conn.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+    assert [step for step in plan if " l " in step] == [path]
 
 
 def test_usage_without_a_quota_is_passed_over_in_large_steps(

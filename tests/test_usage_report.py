@@ -110,6 +110,12 @@ def test_a_window_is_of_whole_hours(used: Store) -> None:
     assert amounts(used, since=naive) == {"all": 30}
 
 
+def test_sums_past_64_bits_are_told(used: Store) -> None:
+    fill(used, *[("session", 9, None, 1, 2**63 - 1, None, "2026-01-01 10:00:00")] * 3)
+    assert amounts(used) == {"all": 31 + 3 * (2**63 - 1)}
+    assert amounts(used, by="service")["tts"] == 21 + 3 * (2**63 - 1)
+
+
 def test_totals_per_hour_and_day(used: Store) -> None:
     def found(**wanted: Any) -> list[tuple[str | None, int]]:
         return [(item.period, item.amount) for item in used.usage_report(**wanted)]
@@ -219,7 +225,7 @@ def test_each_report_reads_an_index(store: Store, wanted: dict[str, Any], index:
     store.file.conn.set_trace_callback(asked.append)
     store.usage_report(**wanted)
     store.file.conn.set_trace_callback(None)
-    reports = [text for text in asked if "sum(amount)" in text]
+    reports = [text for text in asked if "sum(amount" in text]
     assert len(reports) == (2 if "request_id" in wanted else 3)
     for text in reports:
         table = text.split("FROM ")[1].split()[0]
@@ -291,17 +297,29 @@ def test_csv_holds_the_same(db: Path, used: Store) -> None:
     assert run("usage", "--csv", "--json").exit_code == 2
 
 
-def test_a_terminal_gets_bars(db: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--per", "hour", "--by", "account"], ["--by", "key"]])
+def test_a_terminal_gets_bars_that_leave_the_names_whole(
+    db: Path, used: Store, options: list[str]
+) -> None:
+    used.log_usage("session", 1, 10**9, account=ADA)
     own, its = pty.openpty()
-    program = [sys.executable, "-m", "keystore", "usage", "--by", "account", "--db", str(db)]
+    program = [sys.executable, "-m", "keystore", "usage", *options, "--db", str(db)]
     try:
-        subprocess.run(program, stdout=its, check=True, env={**os.environ, "COLUMNS": "100"})
+        subprocess.run(program, stdout=its, check=True, env={**os.environ, "COLUMNS": "80"})
         text = os.read(own, 100_000).decode()
     finally:
         os.close(own)
         os.close(its)
     assert "█" in text
-    assert ADA in text
+    names = {item.label for item in used.usage_report(by="key")} if "key" in options else {ADA}
+    assert all(name in text for name in names)
+
+
+def test_a_window_that_ends_before_it_begins_is_refused(db: Path) -> None:
+    refused = run("usage", "--since", "1d", "--until", "7d")
+    assert refused.exit_code == 1
+    assert "--since 7d --until 1d" in refused.stderr
+    assert run("usage", "--since", "0m", "--until", "0m").exit_code == 0
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

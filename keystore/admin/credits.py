@@ -101,7 +101,7 @@ class CreditAdmin(PriceAdmin):
                 return before
             now = clock.utc_text()
             principal_type, principal_id = self._principal(account_id, account, key)
-            model_id = self._find_near("model", model)
+            model_id = self._find("model", model)
             pricing_id, amount = self._cost(model_id, model, wanted, now)
             balance = self._balance(account_id)
             if balance < amount:
@@ -187,7 +187,8 @@ class CreditAdmin(PriceAdmin):
         if not is_active:
             raise NotFoundError(
                 f"model {model!r} of {provider} is not active.",
-                hint="`keystore model list` shows the models.",
+                hint="`keystore model list` shows the models; UPDATE Models SET is_active = 1 "
+                "lets one be used again.",
             )
         return pricing_id, pricing.cost(
             wanted.input_tokens, wanted.output_tokens, input_per_1k, output_per_1k

@@ -114,7 +114,7 @@ class KeyAdmin(Admin):
                 )
             else:
                 self._set_status(old, "revoked", f"rotated to {issued.key.api_key}")
-            return issued
+            return models.IssuedKey(key=self._key(issued.key.api_key), token=issued.token)
 
     def revoke_key(self, key: str, *, reason: str | None = None) -> models.APIKey:
         """Stop a key for good. Doing it twice changes nothing.
@@ -309,8 +309,9 @@ class KeyAdmin(Admin):
         quotas.settle_own(conn, self.info.store_id, time.time())
         values = {"old": old, "new": new}
         # What edges have used and not told yet is deducted from the successor, too.
-        for statement in ("copy_quotas", "drop_quotas", "move_successors", "add_successor"):
+        for statement in ("move_quotas", "move_successors", "add_successor"):
             conn.execute(_Q[statement], values)
+        quotas.mark_exhausted(conn)  # (to have used up all moves with them)
 
     def _set_status(self, key: models.APIKey, status: str, reason: str | None) -> None:
         self._set("APIKeys", key.api_key_id, {"status": status, "status_reason": reason})

@@ -9,17 +9,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keystore import clock, credit_models, db, models, pricing, sql
+from keystore import clock, credit_models, models, pricing, sql
 from keystore.admin.base import Admin
-from keystore.errors import AlreadyExistsError, InvalidInputError, NotFoundError
+from keystore.errors import AlreadyExistsError, InvalidInputError
 
 _Q = sql.named("credits")
 _PRICE_HINT = "Nothing was written; a price is a number of credits for 1,000 tokens, like 0.0025."
-_NAMES = {"provider": _Q["provider_names"], "model": _Q["model_names"]}
 
 
 @dataclass(slots=True)
@@ -48,7 +46,7 @@ class PriceAdmin(Admin):
         """
         wanted = models.validated(credit_models.ProviderInput, "provider", name=name)
         with self._write():
-            if db.scalar(self.file.conn, _Q["provider_id"], wanted.name) is not None:
+            if self._is_taken("provider", wanted.name):
                 raise AlreadyExistsError(
                     f"provider {wanted.name!r} exists already.",
                     hint="`keystore provider list` shows the providers.",
@@ -72,8 +70,8 @@ class PriceAdmin(Admin):
         wanted = models.validated(credit_models.ModelInput, "model", name=name)
         prices = _price(input_per_1k), _price(output_per_1k)
         with self._write():
-            provider_id = self._find_near("provider", provider)
-            if db.scalar(self.file.conn, _Q["model_id"], wanted.name) is not None:
+            provider_id = self._find("provider", provider)
+            if self._is_taken("model", wanted.name):
                 raise AlreadyExistsError(
                     f"model {wanted.name!r} exists already.",
                     hint="`keystore model price` gives it a new price.",
@@ -109,7 +107,7 @@ class PriceAdmin(Admin):
                     f"effective_from {begins} has begun already.",
                     hint="A price begins later than now; what was charged before stays explained.",
                 )
-            model_id = self._find_near("model", name)
+            model_id = self._find("model", name)
             self._insert_price(model_id, prices, begins)
             rows = self._rows("prices", model_id=model_id)
             return next(
@@ -124,7 +122,7 @@ class PriceAdmin(Admin):
         """
         with self.file.read():
             if provider is not None:
-                self._find_near("provider", provider)
+                self._find("provider", provider)
             rows = self._rows("models", name=None, provider=provider, now=clock.utc_text())
             return [credit_models.Model(**row) for row in rows]
 
@@ -135,7 +133,7 @@ class PriceAdmin(Admin):
             NotFoundError
         """
         with self.file.read():
-            model_id = self._find_near("model", model)
+            model_id = self._find("model", model)
             return [credit_models.Price(**row) for row in self._rows("prices", model_id=model_id)]
 
     def import_prices(
@@ -210,23 +208,6 @@ class PriceAdmin(Admin):
 
     def _insert_price(self, model_id: int, prices: tuple[int, int], begins: str) -> None:
         self.file.conn.execute(_Q["set_price"], (model_id, *prices, begins))
-
-    def _find_near(self, kind: str, name: str) -> int:
-        """Return the internal id of a provider or model.
-
-        Raises:
-            NotFoundError: names those that are spelled nearly so.
-        """
-        found = db.scalar(self.file.conn, _Q[f"{kind}_id"], name)
-        if found is None:
-            names = [row[0] for row in self.file.conn.execute(_NAMES[kind])]
-            near = get_close_matches(name, names, n=3, cutoff=0.5)
-            which = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise NotFoundError(
-                f"there is no {kind} {name!r}.{which}",
-                hint=f"`keystore {kind} list` shows the {kind}s; `keystore {kind} add` adds one.",
-            )
-        return int(found)
 
     def _providers(self) -> list[credit_models.Provider]:
         return [credit_models.Provider(**row) for row in self._rows("providers")]

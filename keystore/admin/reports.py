@@ -98,6 +98,11 @@ class ReportAdmin(Admin):
         """
         if top is not None and top < 1:
             raise InvalidInputError("top must be at least 1.")
+        if since is not None and until is not None and _hour(since, "") > _hour(until, ""):
+            raise InvalidInputError(
+                f"usage from {_hour(since, '')} on and until {_hour(until, '')}: no time is both.",
+                hint="`since` is the earlier one: --since 7d --until 1d.",
+            )
         with self.file.read() as conn:
             values: dict[str, object] = {}
             if key is not None or by == "key":
@@ -186,10 +191,10 @@ def _totals(
             groups=f"GROUP BY {', '.join(told_apart)}" if told_apart else "",
         )
         named = {column.lstrip("+"): value for column, value in values.items()}
-        for group in conn.execute(statement, {**window, **named}):
-            if group[4]:  # (without groups, one row says that there are none)
-                amounts[group[:3]] += group[3]
-                rows[group[:3]] += group[4]
+        for *group, high, low, number_of_rows in conn.execute(statement, {**window, **named}):
+            if number_of_rows:  # (without groups, one row says that there are none)
+                amounts[tuple(group)] += (high << 32) + low
+                rows[tuple(group)] += number_of_rows
     return amounts, rows
 
 

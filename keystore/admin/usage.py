@@ -19,8 +19,16 @@ ROWS_PER_STEP = 10_000
 
 _Q = sql.named("usage")
 _SUBJECTS = {
-    "api_key": (_Q["key_subject"], _Q["account_of_key"], "`keystore key list` shows the keys."),
-    "oauth_client": (_Q["client_subject"], _Q["account_of_client"], "Pass its internal id."),
+    "api_key": (
+        _Q["key_subject"],
+        _Q["account_of_key"],
+        "Name it by its UUID (`keystore key list`) or its internal id, not by its token.",
+    ),
+    "oauth_client": (
+        _Q["client_subject"],
+        _Q["account_of_client"],
+        "Name it by its client_id (`keystore client list`); one that is gone by its internal id.",
+    ),
 }
 
 
@@ -65,6 +73,8 @@ class UsageAdmin(ReportAdmin):
         account: str | None = None,
     ) -> UsageEntry:
         """Log units that an ``api_key``, an ``oauth_client`` or a ``session`` has used.
+
+        ``amount`` is 0 to 2**40.
 
         ``principal`` is a key's UUID, a client's client_id, a session's number; or the internal id,
         which is taken as it is: what it names need not exist. ``account`` is the e-mail address of

@@ -19,6 +19,7 @@ from keystore.tokens import MAX_TOKEN_LENGTH
 _F = TypeVar("_F", bound=Callable[..., Any])
 _JSON = "keystore.json"
 _SHORT = len("YYYY-MM-DD")
+_NUMBER = re.compile(r"-?[\d.]*")
 _DURATION = re.compile(r"(\d{1,6})([wdhm])")
 FILE_FORMATS: Mapping[str, Literal["csv", "jsonl"]] = {
     ".csv": "csv",
@@ -246,7 +247,7 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         for number, (name, *column) in enumerate(zip(header, *cells, strict=True)):
             # The first column names the row: it is what the next command wants, so never cut it.
             # Dates, states and numbers are hard to read in pieces, too.
-            is_short = max(map(len, column)) <= _SHORT
+            is_short = max(map(len, column)) <= _SHORT or all(map(_NUMBER.fullmatch, column))
             table.add_column(name, no_wrap=number == 0 or is_short, overflow="fold")
         for row in cells:
             table.add_row(*map(escape, row))

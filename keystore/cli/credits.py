@@ -1,10 +1,10 @@
 """Commands on what accounts have: grant, charge, balance, statement. Amounts are in credits."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,8 @@ _COLUMNS = (
     "request_id",
     "note",
 )
+_SHOWN = ("ledger_id", "occurred_at", "amount", "balance", "what", "request_id")
+"""In a table, which is to fit a terminal."""
 
 
 def show_priced(rows: "Sequence[BaseModel]", columns: Sequence[str], *, empty: str) -> None:
@@ -161,12 +163,24 @@ def credits_statement(db_path: Path, account: str, after: int, file_format: str)
         rows = _pages(store, account, after)
         if file_format == "table":
             empty = f"{account} has no entries{f' after {after}' if after else ''}."
-            show_priced(list(rows), _COLUMNS, empty=empty)
+            found = [with_credits(row.model_dump()) for row in rows]
+            if wants_json():
+                print_json(found)
+            else:
+                shown = [SimpleNamespace(**row, what=_what(row)) for row in found]
+                show_table(shown, _SHOWN, empty=empty)
         elif file_format == "csv":
             _write_csv(rows)
         else:
             for row in rows:
                 click.echo(json.dumps(with_credits(row.model_dump()), ensure_ascii=False))
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    said = row["note"]
+    if row["kind"] == "charge":
+        said = f"{row['model']}, {row['input_tokens']} + {row['output_tokens']} tokens"
+    return f"{row['kind']}: {said}" if said else row["kind"]
 
 
 def _pages(store: "Store", account: str, after: int) -> "Iterator[LedgerEntry]":

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import click
 
+from keystore import clock
 from keystore.cli import offline
-from keystore.cli.common import argument_or_stdin, show, store_options, wants_json
+from keystore.cli.common import argument_or_stdin, plural, show, store_options, wants_json
 from keystore.edge import Decision, Reason, Validator
+from keystore.edge.decision import QuotaLeft
 from keystore.edge.slow import MAX_COST
 
 MAX_WORKERS = 256
@@ -35,7 +37,7 @@ _WORDS = {
     Reason.NETWORK: "the key may not be used from that address (--ip)",
     Reason.ACCOUNT_INACTIVE: "the key's account is not active",
     Reason.SERVICE: "the key has no quota for that service, or it is not active (--service)",
-    Reason.QUOTA_EXCEEDED: "the key has used up its quota for that service, or all of its quotas",
+    Reason.QUOTA_EXCEEDED: "the key has used up all of its quotas",
     Reason.RATE_LIMITED: "the key has used up the rate of its plan for now",
     Reason.STALE: (
         "this replica's data are older than the key's plan allows; run `keystore sync` at the "
@@ -324,7 +326,16 @@ def _sentence(decision: Decision, words: Mapping[Reason, str]) -> str:
     who = f", key {decision.api_key} of {decision.account}" if decision.api_key else ""
     if decision.client_id:
         who = f", client {decision.client_id} of {decision.account}"
-    return f"{answer}: {words[decision.reason]}{who}{as_of}"
+    why = words[decision.reason]
+    if decision.reason is Reason.QUOTA_EXCEEDED and decision.quota:
+        why = _left(decision.quota)
+    return f"{answer}: {why}{who}{as_of}"
+
+
+def _left(quota: QuotaLeft) -> str:
+    renews_at = None if quota.renews_at is None else clock.utc_text(quota.renews_at)
+    then = f"; it is renewed at {renews_at} UTC" if renews_at else ""
+    return f"the key's quota of {quota.service} has {plural(quota.remaining, 'unit')} left{then}"
 
 
 COMMANDS: tuple[click.Command, ...] = (check, serve)

@@ -53,6 +53,8 @@ def hub_init(url: str) -> None:
 def hub_migrate(url: str) -> None:
     """Bring an older hub to this program's schema version. Safe to repeat.
 
+    Roles that were granted keep their work: they get the rights that they need on what is new.
+
     \b
     Example:
       keystore hub migrate postgresql://hub.example.org/keystore

@@ -126,7 +126,7 @@ def key_issue(
       keystore key issue --from accounts.csv --out tokens.csv
     """
     if source is not None:
-        if account_email or label or expires or networks or quotas or metadata:
+        if account_email or label or expires or networks or quotas or renew or metadata:
             raise click.UsageError("with --from, what the keys are belongs into the file")
         if out is None:
             raise click.UsageError("--from needs --out TOKENS_FILE")
@@ -138,6 +138,8 @@ def key_issue(
         raise click.UsageError("name an ACCOUNT, or a file of them with --from")
     if out is not None:
         raise click.UsageError("--out goes with --from")
+    if renew is not None and not quotas:
+        raise click.UsageError("--renew goes with --quota; a plan's quotas renew as the plan says")
     from keystore.store import Store
 
     with Store.open(db_path) as store:

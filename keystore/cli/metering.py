@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _FIELDS = ("period", "kind", "id", "name", "amount", "rows")
 _BAR = 40
-"""Characters that the longest bar of the chart takes."""
+_SHORTEST_BAR = 10
+"""Characters that the longest bar of the chart takes: what names leave of a narrow terminal."""
 
 
 @click.command("report", short_help="Add up what was used.")
@@ -187,13 +188,24 @@ def _chart(found: Sequence["UsageTotal"], *, by: str | None, per: str | None) ->
     for name in names:
         table.add_column(name, no_wrap=name == "period", overflow="fold")
     table.add_column("amount", justify="right", no_wrap=True)
-    table.add_column("", width=_BAR)
+    cells = [
+        [
+            *([item.period or ""] if per else []),
+            *([printable(item.label)] if by else []),
+            f"{item.amount:,}",
+        ]
+        for item in found
+    ]
+    console = Console()
+    columns = zip([*names, "amount"], *cells, strict=True)
+    room = console.width - sum(max(map(len, column)) + len("  ") for column in columns)
+    width = max(_SHORTEST_BAR, min(_BAR, room))
+    table.add_column("", width=width)
     largest = max(item.amount for item in found)
-    for item in found:
-        texts = [*([item.period or ""] if per else []), *([item.label] if by else [])]
-        bar = Bar(max(1, largest), 0, item.amount, width=_BAR, color="cyan")
-        table.add_row(*(escape(printable(text)) for text in texts), f"{item.amount:,}", bar)
-    Console().print(table)
+    for item, texts in zip(found, cells, strict=True):
+        bar = Bar(max(1, largest), 0, item.amount, width=width, color="cyan")
+        table.add_row(*map(escape, texts), bar)
+    console.print(table)
 
 
 COMMANDS: tuple[click.Command, ...] = (report, log, compact)

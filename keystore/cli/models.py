@@ -150,7 +150,7 @@ def model_list(db_path: Path, provider_name: str | None) -> None:
 
     with Store.open(db_path) as store:
         rows = store.list_models(provider=provider_name)
-    columns = ("name", "provider", "input_per_1k", "output_per_1k", "effective_from", "is_active")
+    columns = ("name", "provider", "input_per_1k", "output_per_1k", "is_active")
     show_priced(rows, columns, empty="No models yet; `keystore model add NAME` adds one.")
 
 

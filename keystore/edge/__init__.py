@@ -4,7 +4,26 @@ This package imports no sqlite-utils, click, pydantic or psycopg: a proxy that e
 validator pays for the validator alone.
 """
 
-from keystore.edge.decision import Decision, Freshness, Limit, Rate, RateLimit, Reason
+from keystore.edge.decision import (
+    ClientCredentials,
+    Decision,
+    Freshness,
+    Limit,
+    QuotaLeft,
+    Rate,
+    RateLimit,
+    Reason,
+)
 from keystore.edge.validator import Validator
 
-__all__ = ["Decision", "Freshness", "Limit", "Rate", "RateLimit", "Reason", "Validator"]
+__all__ = [
+    "ClientCredentials",
+    "Decision",
+    "Freshness",
+    "Limit",
+    "QuotaLeft",
+    "Rate",
+    "RateLimit",
+    "Reason",
+    "Validator",
+]

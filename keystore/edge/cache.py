@@ -1,8 +1,8 @@
 """What a validator remembers of tokens, and what a commit makes it forget.
 
 A commit is looked at by the ChangeLog's tail: of the keys that it names the entries go, and all
-entries if it names anything else, or if the tail does not follow on what was seen. A commit that
-only records usage makes nobody forget anything.
+entries if it names anything else that a check depends on, or if the tail does not follow on what
+was seen. A commit that only records usage makes nobody forget anything.
 """
 
 import hmac
@@ -30,6 +30,15 @@ MOST_ADDRESSES = 1_000
 CLIENT_BYTES = b"\xff%b\xff%b"
 """What is hashed of a client's id and secret. No UTF-8 has the byte FF."""
 _LONGEST_TAIL = 1_000
+# What is settled is asked for with each lease, and not remembered.
+_NOT_CHECKED = {
+    "APIKeyStatusEvents",
+    "PlanServiceQuotas",
+    "Providers",
+    "Models",
+    "ModelPricing",
+    "UsageSettlements",
+}
 
 _Q = sql.named("edge")
 
@@ -222,7 +231,7 @@ class TokenCache:
                 changed.add(-record_id)
             elif table == "APIKeyServiceQuotas":
                 changed |= self._keys_of_quota(conn, record_id)
-            elif table != "APIKeyStatusEvents":
+            elif table not in _NOT_CHECKED:
                 return None
         if scalar(conn, _Q["last_revocation"]) != self._last_revocation:
             revoked = conn.execute(_Q["revoked_since"], (self._last_revocation,)).fetchall()

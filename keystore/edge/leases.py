@@ -139,6 +139,11 @@ class Leases:
             return lease.remaining > 0
         return found is not None and lease.take(units)
 
+    def put_back(self, quota_id: int | None, units: int) -> None:
+        """Let units that were taken of a lease a moment ago be taken again."""
+        if quota_id is not None:
+            self._leases[quota_id].add(units)
+
     def give_back(self, file: StoreFile) -> None:
         """Give back everything that was not spent.
 

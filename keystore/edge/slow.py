@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from math import inf
 from pathlib import Path
 
-from keystore import changelog, db, forks, sql, tokens
+from keystore import changelog, db, forks, tokens
 from keystore.edge.cache import Answer, Granted, TokenCache, digest_of
 from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
 from keystore.edge.decision import (
@@ -39,7 +39,6 @@ LOOK_SECONDS = 0.001
 ANSWER_SECONDS = 1.0
 """How old the age in a decision may be (a replica's); times of a store are whole seconds, too."""
 
-_Q = sql.named("edge")
 _NOBODY: Use = (0, 0, None, None, None, 0)
 _NOT_SYNCED = Decision(allowed=False, reason=Reason.NOT_SYNCED)
 
@@ -222,8 +221,12 @@ class SlowWay(db.Closing):
 
     def _renewed(self, entry: Entry, now: float) -> Entry:
         """Let an exhausted key pass again whose origin has not said yet that a quota is renewed."""
-        rows = self._file.conn.execute(_Q["renewals"], (entry.principal,))
-        is_renewed = any(period_of(renewal, now, at) > at for renewal, at in rows)
+        grants = self._cache.services(self._file.conn, entry.principal).values()
+        is_renewed = any(
+            period_of(grant.renewal, now, grant.renewed_at) > grant.renewed_at
+            for grant in grants
+            if grant.initial_quota
+        )
         return entry._replace(is_active=True) if is_renewed else entry
 
     def _remember(
@@ -331,7 +334,11 @@ class SlowWay(db.Closing):
         self._plan_slow_way()
 
     def _count(self, use: Use) -> None:
-        self._usage.add(use)
+        try:
+            self._usage.add(use)
+        except KeystoreError:  # nothing was written, and the answer is no yes: nothing was spent
+            self._leases.put_back(use[3], use[5])
+            raise
         if len(self._uses) >= self._room or len(self._uses) == 1:
             self._flush_if_due()
 

@@ -174,7 +174,7 @@ class UsageBuffer:
 
 
 def _spend(conn: "sqlite3.Connection", use: Use) -> str | None:
-    """Take usage from its quota; return when it was, if that was in a period that is over."""
+    """Take usage from its quota; return when it was, if its period is not the present one."""
     _, _, _, quota_id, period, amount = use
     if quota_id is None or period is None:
         return None

@@ -1,21 +1,9 @@
 -- What models cost, and what accounts have.
 
--- name: provider_id
-SELECT provider_id FROM Providers WHERE name = ?;
-
--- name: provider_names
-SELECT name FROM Providers;
-
 -- name: providers
 SELECT p.*, (SELECT count(*) FROM Models AS m WHERE m.provider_id = p.provider_id) AS models
 FROM Providers AS p
 ORDER BY p.name;
-
--- name: model_id
-SELECT model_id FROM Models WHERE name = ?;
-
--- name: model_names
-SELECT name FROM Models;
 
 -- name: models
 SELECT m.model_id, m.name, p.name AS provider, m.is_active, c.input_nano_per_1k,

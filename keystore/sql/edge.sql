@@ -83,10 +83,6 @@ FROM APIKeyServiceQuotas AS q
 JOIN Services AS s ON s.service_id = q.service_id
 WHERE q.api_key_id = ? AND s.is_active;
 
--- name: renewals
-SELECT renewal, renewed_at FROM APIKeyServiceQuotas
-WHERE api_key_id = ? AND renewal <> 'never';
-
 -- name: quota_key
 SELECT api_key_id FROM APIKeyServiceQuotas WHERE quota_id = ?;
 

@@ -73,6 +73,13 @@ ON CONFLICT DO NOTHING;
 -- name: has_role
 SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s);
 
+-- name: granted_roles
+-- (a role that was dropped, and made anew by somebody, has no right in the schema, and gets none)
+SELECT g.role_name, g.access, g.store_id::TEXT
+FROM keystore.grants AS g JOIN pg_catalog.pg_roles AS r ON r.rolname = g.role_name
+WHERE g.access IN ('push', 'pull') AND pg_catalog.has_schema_privilege(r.oid, 'keystore', 'USAGE')
+ORDER BY 1, 2, 3;
+
 -- name: forget_grants
 DELETE FROM keystore.grants WHERE role_name = %s RETURNING store_id;
 

@@ -62,8 +62,14 @@ WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash;
 -- name: plan_id
 SELECT plan_id FROM Plans WHERE name = ?;
 
+-- name: plan_names
+SELECT name FROM Plans;
+
 -- name: account_id
 SELECT account_id FROM Accounts WHERE email = ?;
+
+-- name: account_names
+SELECT email FROM Accounts;
 
 -- name: clients
 SELECT c.oauth_client_id, c.client_id, c.account_id, a.email AS account, c.is_active, c.created_at,
@@ -77,11 +83,17 @@ ORDER BY c.oauth_client_id;
 -- name: client_id
 SELECT oauth_client_id FROM OAuthClients WHERE client_id = ?;
 
+-- name: client_names
+SELECT client_id FROM OAuthClients;
+
 -- name: plan_users
 SELECT email FROM Accounts WHERE plan_id = ? ORDER BY email LIMIT 3;
 
 -- name: service_id
 SELECT service_id FROM Services WHERE name = ?;
+
+-- name: service_names
+SELECT name FROM Services;
 
 -- name: services
 SELECT s.*, (SELECT count(*) FROM APIKeyServiceQuotas AS q WHERE q.service_id = s.service_id) AS keys
@@ -91,6 +103,21 @@ ORDER BY s.name;
 
 -- name: status_id
 SELECT status_id FROM APIKeyStatuses WHERE name = ?;
+
+-- name: provider_id
+SELECT provider_id FROM Providers WHERE name = ?;
+
+-- name: provider_names
+SELECT name FROM Providers;
+
+-- name: model_id
+SELECT model_id FROM Models WHERE name = ?;
+
+-- name: model_names
+SELECT name FROM Models;
+
+-- name: status_names
+SELECT name FROM APIKeyStatuses;
 
 -- name: statuses
 SELECT s.*, (SELECT count(*) FROM APIKeys AS k WHERE k.status = s.name) AS keys
@@ -137,16 +164,10 @@ DELETE FROM APIKeyServiceQuotas
 WHERE api_key_id = :api_key_id
   AND service_id = (SELECT service_id FROM Services WHERE name = :service);
 
--- name: copy_quotas
--- Its successor goes on with what is left to a key, in the period that it is in.
-INSERT INTO APIKeyServiceQuotas (api_key_id, service_id, initial_quota, remaining_quota, renewal,
-                                 renewed_at)
-SELECT :new, service_id, initial_quota, remaining_quota, renewal, renewed_at
-FROM APIKeyServiceQuotas
+-- name: move_quotas
+-- The rows stay the same, so that what processes have taken of them, and not written yet, stays taken.
+UPDATE APIKeyServiceQuotas SET api_key_id = :new, updated_at = CURRENT_TIMESTAMP
 WHERE api_key_id = :old;
-
--- name: drop_quotas
-DELETE FROM APIKeyServiceQuotas WHERE api_key_id = :old;
 
 -- name: move_successors
 UPDATE QuotaSuccessors SET successor_id = :new WHERE successor_id = :old;

@@ -26,8 +26,13 @@ ORDER BY usage_id
 LIMIT 1;
 
 -- name: log
-INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id)
-VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id)
+-- (of a quota's period, though that may begin a moment from now)
+INSERT INTO UsageLog (principal_type, principal_id, account_id, service_id, amount, request_id,
+                      occurred_at)
+VALUES (:principal_type, :principal_id, :account_id, :service_id, :amount, :request_id,
+        max(CURRENT_TIMESTAMP, coalesce((SELECT renewed_at FROM APIKeyServiceQuotas
+                                         WHERE :principal_type = 'api_key' AND service_id = :service_id
+                                           AND api_key_id = :principal_id), '')))
 RETURNING usage_id, principal_type, principal_id, account_id, service_id, amount, request_id,
           occurred_at;
 
@@ -35,7 +40,8 @@ RETURNING usage_id, principal_type, principal_id, account_id, service_id, amount
 SELECT quota_id FROM APIKeyServiceQuotas WHERE api_key_id = ? AND service_id = ?;
 
 -- name: totals
-SELECT {columns}, sum(amount), {rows} FROM {table} WHERE {where} {groups};
+-- (in two halves: a sum of what anybody may have logged can be past 64 bits)
+SELECT {columns}, sum(amount >> 32), sum(amount & 4294967295), {rows} FROM {table} WHERE {where} {groups};
 
 -- name: by_hour
 substr({time}, 1, 13) || ':00:00';

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from keystore import models, sql
 from keystore.errors import NotFoundError, TargetNotReadyError
+from keystore.sync import hub_grants
 from keystore.sync.hub_connection import (
     HUB_SCHEMA_VERSION,
     HubConnection,
@@ -59,7 +60,7 @@ class HubAdmin(HubConnection):
     def migrate(self) -> tuple[int, int]:
         """Bring the hub to this program's schema version, in one transaction.
 
-        Returns the version before and after.
+        Its roles are granted what they lack at what is new. Returns the version before and after.
 
         Raises:
             TargetNotReadyError: there is no hub.
@@ -75,6 +76,8 @@ class HubAdmin(HubConnection):
                 raise other_version(before)
             for version in range(before + 1, HUB_SCHEMA_VERSION + 1):
                 self.conn.execute(sql.read(f"hub_migrations/{version:04}"))
+            if before < HUB_SCHEMA_VERSION:
+                hub_grants.grant_again(self)
         return before, HUB_SCHEMA_VERSION
 
     def revoke(self, key: str, *, reason: str | None = None) -> list[Revoked]:

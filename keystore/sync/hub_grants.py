@@ -67,6 +67,15 @@ def grant(
     return is_new
 
 
+def grant_again(hub: HubConnection) -> None:
+    """Give each role that has rights at a hub those that it lacks there since a migration.
+
+    To be called in the migration's transaction, by the hub's owner.
+    """
+    for role, access, store_id in hub.conn.execute(_Q["granted_roles"]).fetchall():
+        hub.conn.execute(_fill(f"grant_{access}", role, store_id).encode())
+
+
 def ungrant(hub: HubConnection, role: str) -> None:
     """Take every right at this hub from a role; the role itself stays.
 
