@@ -3,8 +3,8 @@
 ``python`` blocks are executed, block after block in one namespace per page. ``console`` blocks are
 a shell session: each line that starts with ``$`` is a command, what follows is its output, in
 which ``...`` stands for anything. Each page gets an empty folder, exported variables carry over
-from command to command, ``$HUB`` is the URL of an empty database, ``$EXAMPLES`` the folder of
-the examples, and port 8080 is a free one.
+from command to command, ``$HUB`` is the URL of an empty database (a page that names it gets a
+server), ``$EXAMPLES`` the folder of the examples, and port 8080 is a free one.
 """
 
 import doctest
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -23,6 +24,7 @@ import psycopg
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from keystore.errors import KeystoreError
 from keystore.testing import postgres
 
 _COMMAND = re.compile(
@@ -46,9 +48,11 @@ class ConsoleParser(CodeBlockParser):
 
 
 def _run(command: str, namespace: dict[str, Any]) -> str:
-    program = command.split(maxsplit=1)[0]
-    if program in {"curl", "sqlite3"} and shutil.which(program) is None:
+    program, path = command.split(maxsplit=1)[0], namespace["environment"]["PATH"]
+    if program in {"curl", "sqlite3", "psql", "pg_dump"} and not shutil.which(program, path=path):
         raise SkipTest(f"{program} is not installed")
+    if "$HUB" in command and "HUB" not in namespace["environment"]:
+        _start_hub(namespace)
     script = (
         f"source ./.environment 2>/dev/null\n"
         f"{command.replace('8080', namespace['port'])}\n"
@@ -68,30 +72,40 @@ def _run(command: str, namespace: dict[str, Any]) -> str:
     return output if done.returncode == 0 else f"{output}exit code {done.returncode}\n"
 
 
-def _setup(namespace: dict[str, Any]) -> None:
-    folder = tempfile.mkdtemp(prefix="keystore-docs-")
-    server = postgres.running()
-    url = os.environ.get(postgres.ENVIRONMENT_VARIABLE) or server.__enter__().url
+def _start_hub(namespace: dict[str, Any]) -> None:
+    """Make the database that ``$HUB`` names; most pages need none, and a server takes seconds."""
+    server = namespace["server"]
+    url = os.environ.get(postgres.ENVIRONMENT_VARIABLE)
+    url = url or server.enter_context(postgres.running()).url
     database = f"docs_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {database}")  # type: ignore[call-overload,unused-ignore]
-    port = str(postgres.free_port())
+    namespace["environment"]["HUB"] = f"{url.rpartition('/')[0]}/{database}"
+
+
+def _setup(namespace: dict[str, Any]) -> None:
+    folder = tempfile.mkdtemp(prefix="keystore-docs-")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("KEYSTORE_")
     }
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    programs = [Path(sys.executable).parent]
+    with suppress(KeystoreError):  # pg_dump of the server's own version, or of a newer one
+        programs.append(postgres.binaries())
+    environment["PATH"] = os.pathsep.join([*map(str, programs), environment["PATH"]])
     environment["EXAMPLES"] = str(Path(__file__).parent / "examples")
-    environment["HUB"] = f"{url.rpartition('/')[0]}/{database}"
     namespace.update(
-        folder=folder, server=server, port=port, environment=environment, before=Path.cwd()
+        folder=folder,
+        server=ExitStack(),
+        port=str(postgres.free_port()),
+        environment=environment,
+        before=Path.cwd(),
     )
     os.chdir(folder)
 
 
 def _teardown(namespace: dict[str, Any]) -> None:
     os.chdir(namespace["before"])
-    if not os.environ.get(postgres.ENVIRONMENT_VARIABLE):
-        namespace["server"].__exit__(None, None, None)
+    namespace["server"].close()
     shutil.rmtree(namespace["folder"])
 
 
