@@ -81,9 +81,8 @@ def of_key(
 ) -> list[dict[str, Any]]:
     """Return what a key may use and what is left of it here, by service. Reads only."""
     who = {"api_key_id": api_key_id, "store_id": store_id}
-    found = conn.execute(_Q["of_key"], {**who, "day": _day(now), "month": _month(now)})
-    names = [column[0] for column in found.description]
-    return [dict(zip(names, row, strict=True)) for row in found]
+    periods = {"day": _day(now), "month": _month(now)}
+    return sql.dicts(conn.execute(_Q["of_key"], {**who, **periods}))
 
 
 def lease(conn: "sqlite3.Connection", found: Left, units: int, most: int) -> tuple[int, Left]:

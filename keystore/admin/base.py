@@ -1,11 +1,8 @@
 """What the rooms share: the open file, transactions, listings, and how a record is looked up."""
 
-from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-from sqlite_utils import Database
 
 from keystore import clock, db, sql
 from keystore.errors import NotFoundError, WrongRoleError
@@ -13,6 +10,8 @@ from keystore.errors import NotFoundError, WrongRoleError
 if TYPE_CHECKING:
     import sqlite3
     from contextlib import AbstractContextManager
+
+    from sqlite_utils import Database
 
 _Q = sql.named("store")
 _HOW = {
@@ -56,8 +55,14 @@ class Admin(db.Closing):
     def __init__(self, file: db.StoreFile) -> None:
         self.file = file
         self.info = file.info()
+
+    @cached_property
+    def _db(self) -> "Database":
+        # (0.2 s, where there is numpy, too; what only reads does without)
+        from sqlite_utils import Database
+
         # recursive_triggers is the writer's own choice (ours is off), and plugins are foreign code
-        self._db = Database(file.conn, recursive_triggers=False, execute_plugins=False)
+        return Database(self.file.conn, recursive_triggers=False, execute_plugins=False)
 
     def close(self) -> None:
         """Close the file."""
@@ -71,8 +76,8 @@ class Admin(db.Closing):
             )
         return self.file.write()
 
-    def _query(self, name: str, **values: object) -> Iterator[dict[str, Any]]:
-        return self._db.query(_Q[name], values)
+    def _query(self, name: str, **values: object) -> list[dict[str, Any]]:
+        return sql.dicts(self.file.conn.execute(_Q[name], values))
 
     def _find(self, kind: str, name: str) -> int:
         """Return the internal id of what has a name.

@@ -217,7 +217,7 @@ class PriceAdmin(Admin):
         return credit_models.Model(**row)
 
     def _rows(self, statement: str, /, **values: object) -> list[dict[str, Any]]:
-        return list(self._db.query(_Q[statement], values))
+        return sql.dicts(self.file.conn.execute(_Q[statement], values))
 
 
 def _price(text: str) -> int:

@@ -114,7 +114,7 @@ class UsageAdmin(ReportAdmin):
             logged = self._logged_before(values)
             if logged is not None:
                 return logged
-            (row,) = self._db.query(_Q["log"], values)
+            (row,) = sql.dicts(conn.execute(_Q["log"], values))
             if wanted.principal_type == "api_key" and service_id is not None:
                 found = db.scalar(conn, _Q["quota_of"], principal_id, service_id)
                 if found is not None:
@@ -188,9 +188,10 @@ class UsageAdmin(ReportAdmin):
     def _logged_before(self, values: dict[str, Any]) -> UsageEntry | None:
         if values["request_id"] is None:
             return None
-        row = next(iter(self._db.query(_Q["usage_of_request"], values)), None)
-        if row is None:
+        found = sql.dicts(self.file.conn.execute(_Q["usage_of_request"], values))
+        if not found:
             return None
+        row = found[0]
         if (row["amount"], row["service_id"]) != (values["amount"], values["service_id"]):
             raise ConflictingRequestError(
                 f"request {values['request_id']} was another one: usage {row['usage_id']}, "

@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from sqlite3 import complete_statement
+from sqlite3 import Cursor, complete_statement
 from types import MappingProxyType
+from typing import Any
 
 _HERE = Path(__file__).parent
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
@@ -48,3 +49,9 @@ def named(name: str) -> MappingProxyType[str, str]:
     parts = _NAME.split(read(name))
     pairs = zip(parts[1::2], parts[2::2], strict=True)
     return MappingProxyType({key: text.strip().removesuffix(";") for key, text in pairs})
+
+
+def dicts(cursor: Cursor) -> list[dict[str, Any]]:
+    """Return all rows of a cursor, each by the names of its columns."""
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
