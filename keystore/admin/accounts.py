@@ -86,7 +86,7 @@ class AccountAdmin(Admin):
             NotFoundError: there is none of that address.
         """
         account_id = self._find("account", email)
-        return models.Account(**next(self._query("accounts", account_id=account_id)))
+        return models.Account(**self._query("accounts", account_id=account_id)[0])
 
     def _refuse_taken_account(self, email: str) -> None:
         if self._is_taken("account", email):

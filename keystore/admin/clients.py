@@ -136,4 +136,4 @@ class ClientAdmin(Admin):
 
     def _client(self, client_id: str) -> OAuthClient:
         self._find("client", client_id)
-        return OAuthClient(**next(self._query("clients", client_id=client_id, account=None)))
+        return OAuthClient(**self._query("clients", client_id=client_id, account=None)[0])

@@ -119,7 +119,7 @@ class PlanAdmin(Admin):
 
     def _plan(self, name: str) -> models.Plan:
         plan_id = self._find("plan", name)
-        return models.Plan(**next(self._query("plans", plan_id=plan_id)))
+        return models.Plan(**self._query("plans", plan_id=plan_id)[0])
 
     def _refuse_taken_plan(self, name: str) -> None:
         if self._is_taken("plan", name):

@@ -78,4 +78,4 @@ class ServiceAdmin(Admin):
             NotFoundError: there is none of that name.
         """
         service_id = self._find("service", name)
-        return models.Service(**next(self._query("services", service_id=service_id)))
+        return models.Service(**self._query("services", service_id=service_id)[0])
