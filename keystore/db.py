@@ -340,9 +340,9 @@ def identity(path: Path | str) -> tuple[int, int]:
 
 
 def remove_files(path: Path) -> None:
-    """Delete a database file and what SQLite keeps beside it; missing ones are fine."""
+    """Delete a draft of a database, and what SQLite keeps beside it, as far as they can be."""
     for suffix in ("", "-wal", "-shm", "-journal"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             Path(f"{path}{suffix}").unlink()
 
 
