@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from keystore.errors import KeystoreError
 from tests.failures import said
 from tests.storage import MODES, Disk, lay_out
+from tests.storage_file_scenes import FILE_SCENES
 from tests.storage_scenes import SCENES, Flush, Hub, Scene, assert_healthy, copied, state, state_of
 
 IS_ALL = os.environ.get("KEYSTORE_STORAGE_FAULTS") == "all"
@@ -65,17 +67,24 @@ class Played:
         return found[-1].twin()
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
+@contextmanager
+def in_memory() -> Iterator[Path]:
     """A folder in memory, where there is one: these tests bring their own disk."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         yield Path(name)
 
 
-@pytest.fixture(params=SCENES)
-def played(request: pytest.FixtureRequest, folder: Path) -> Played:
-    return Played(SCENES[request.param](), folder)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with in_memory() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=SCENES | FILE_SCENES)
+def played(request: pytest.FixtureRequest) -> Iterator[Played]:
+    with in_memory() as made:
+        yield Played((SCENES | FILE_SCENES)[request.param](), made)
 
 
 def sample(choices: list[Any], count: int = SAMPLE) -> list[Any]:
