@@ -52,7 +52,7 @@ class Lying:
 
     def left(self, mode: str) -> Iterator[Path]:
         """Yield the store that there is after the power has gone, at many moments."""
-        for at in sample(self.disk.points(), 40):
+        for at in sample(self.disk.points(), 12):
             files, chance = self.disk.after_power_loss(at, mode, lies=True)
             left = self.folder / f"{mode} {at}"
             left.mkdir()
