@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import apsw
 import pytest
 
+from tests import apsw_driver
 from tests.apsw_driver import Connection, apsw_drives
 
 SECTOR = 512
@@ -120,13 +121,19 @@ class Disk:
     # -- watching ------------------------------------------------------------------------------
 
     @contextmanager
-    def watching(self, on_commit: Callable[[Connection], None] = lambda _: None) -> Iterator[None]:
-        """Let keystore write to this disk, for the length of a ``with`` block."""
+    def watching(
+        self, on_commit: Callable[[Connection], None] = lambda _: None, *, checkpoint_at: int = 1000
+    ) -> Iterator[None]:
+        """Let keystore write to this disk, for the length of a ``with`` block.
+
+        ``checkpoint_at`` is how many pages a WAL holds before a commit checkpoints it.
+        """
         VFS.disk = self
         self._is_watching = True
         with pytest.MonkeyPatch.context() as patch, apsw_drives(VFS_NAME, on_commit):
             for name in ("link", "rename", "replace", "unlink", "remove", "mkdir", "rmdir"):
                 patch.setattr(os, name, self._naming(name, getattr(os, name)))
+            patch.setattr(apsw_driver, "CHECKPOINT_AT", checkpoint_at)
             patch.setattr(os, "open", self._opening(os.open))
             patch.setattr(os, "fsync", self._syncing(os.fsync))
             patch.setattr(sys, "unraisablehook", _quietly(sys.unraisablehook))

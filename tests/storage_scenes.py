@@ -68,6 +68,7 @@ class Scene:
     """One thing that keystore does; ``path`` is the store that comes out of it."""
 
     path: ClassVar[str] = "store.db"
+    checkpoint_at: ClassVar[int] = 1000
     is_made: ClassVar[bool] = False
     """Whether the store is made by the scene: then it is not there at all, or whole."""
 
@@ -275,6 +276,12 @@ class Charge(Scene):
         assert used(folder / self.path) == 3 * 1000
 
 
+class Checkpoint(Charge):
+    """The same, with a checkpoint after each commit, and a WAL that begins anew."""
+
+    checkpoint_at = 1
+
+
 class Made(Scene):
     """A store is made, and is not seen before it is whole."""
 
@@ -374,6 +381,7 @@ SCENES: dict[str, Callable[[], Scene]] = {
             Flush,
             FlushAtOnce,
             Charge,
+            Checkpoint,
             Init,
             Restore,
             Backup,

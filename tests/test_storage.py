@@ -39,7 +39,7 @@ class Played:
             self.disk = Disk(played)
             hub = scene.hub.twin()
             hub.changed = lambda twin: self.disk.note("hub", twin)
-            with self.disk.watching(self._note_commit):
+            with self.disk.watching(self._note_commit, checkpoint_at=scene.checkpoint_at):
                 scene.run(played, hub)
                 self.disk.note("done", True)
             self.after = state_of(played / scene.path)
@@ -139,7 +139,7 @@ def test_an_operation_that_fails_is_told_and_the_next_try_succeeds(
     for number in sample(list(range(len(played.disk.operations)))):
         with copied(played.base, folder / f"failing at {number}") as failing:
             disk, hub = Disk(failing, fail_at=number, error=error), scene.hub.twin()
-            with disk.watching():
+            with disk.watching(checkpoint_at=scene.checkpoint_at):
                 try:
                     scene.run(failing, hub)
                 except KeystoreError as failed:
