@@ -6,7 +6,7 @@ must not pass for the one that went on: a restore gives it a new incarnation.
 
 from pathlib import Path
 
-from keystore import changelog, db, sql
+from keystore import changelog, db, disk, sql
 from keystore.errors import DamagedStoreError
 from keystore.migrate import draft_path, publish
 
@@ -44,7 +44,8 @@ def restore(source: Path | str, path: Path | str) -> db.StoreInfo:
 def _copy(file: db.StoreFile, path: Path, *, new_incarnation: bool) -> None:
     draft = draft_path(path)
     try:
-        draft.touch(mode=0o600, exist_ok=False)
+        with disk.errors(path.parent):
+            draft.touch(mode=0o600, exist_ok=False)
         target = db.connect(draft)
         try:
             with file.errors():

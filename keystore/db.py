@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from keystore import forks, sql
+from keystore import disk, forks, sql
 from keystore.errors import (
     ConstraintError,
     DamagedStoreError,
@@ -199,13 +199,14 @@ def scratch(conn: "sqlite3.Connection", name: str) -> Iterator[None]:
     """
     (path,) = (row[2] for row in conn.execute("PRAGMA database_list") if row[1] == "main")
     folder = os.path.dirname(path) if path else None  # noqa: PTH120 - "" is no path
-    descriptor, place = tempfile.mkstemp(prefix=".keystore-", suffix=".scratch", dir=folder)
-    os.close(descriptor)
+    with disk.errors(folder or tempfile.gettempdir()):
+        descriptor, place = tempfile.mkstemp(prefix=".keystore-", suffix=".scratch", dir=folder)
+        os.close(descriptor)
     try:
         conn.execute(f"ATTACH ? AS {name}", (place,))
         # An open file is gone with its last connection, or its process.
         if os.name == "posix":
-            Path(place).unlink()
+            remove_files(Path(place))
         conn.execute(f"PRAGMA {name}.journal_mode = OFF")
         conn.execute(f"PRAGMA {name}.synchronous = OFF")
         try:
@@ -215,7 +216,7 @@ def scratch(conn: "sqlite3.Connection", name: str) -> Iterator[None]:
                 conn.execute("ROLLBACK")
             conn.execute(f"DETACH {name}")
     finally:
-        Path(place).unlink(missing_ok=True)
+        remove_files(Path(place))
 
 
 def open_store(
@@ -340,9 +341,9 @@ def identity(path: Path | str) -> tuple[int, int]:
 
 
 def remove_files(path: Path) -> None:
-    """Delete a database file and what SQLite keeps beside it; missing ones are fine."""
+    """Delete a draft of a database, and what SQLite keeps beside it, as far as they can be."""
     for suffix in ("", "-wal", "-shm", "-journal"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             Path(f"{path}{suffix}").unlink()
 
 

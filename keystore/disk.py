@@ -1,10 +1,35 @@
 """Puts files into folders for good: what several parts of keystore write beside SQLite's own."""
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from keystore.errors import DiskFullError
+from keystore.errors import DiskFullError, KeystoreError
+
+
+@contextmanager
+def errors(folder: Path | str) -> Iterator[None]:
+    """Turn what the system says of files in a folder, before anything is in its place, into ours.
+
+    Raises:
+        DiskFullError: there is no room.
+        KeystoreError: anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(
+                f"{error.filename or folder}: there is no room left on the disk.",
+                hint="Nothing was changed; make room, then run the same command again.",
+            ) from error
+        raise KeystoreError(
+            f"{error.filename or folder}: {error.strerror}.",
+            hint="Check the folder and its permissions; nothing was changed.",
+        ) from error
 
 
 def refuse_full(folder: Path, length: int) -> None:
@@ -35,7 +60,8 @@ def move_new(draft: Path, path: Path) -> None:
             raise FileExistsError from None
         draft.rename(path)
     else:
-        draft.unlink()
+        with suppress(OSError):  # it is in its place; who made the draft clears up behind it
+            draft.unlink()
 
 
 def sync_folder(path: Path) -> None:

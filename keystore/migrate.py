@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import uuid_utils.compat
 
-from keystore import changelog, db, sql, tokens
-from keystore.disk import move_new
+from keystore import changelog, db, disk, sql, tokens
 from keystore.errors import (
     DamagedStoreError,
     InvalidInputError,
+    KeystoreError,
     StoreExistsError,
     StoreNotFoundError,
 )
@@ -79,6 +79,16 @@ def add_triggers(conn: "sqlite3.Connection", *, is_replica: bool) -> None:
         _run(conn, sql.read("replica"))
 
 
+def use_wal(conn: "sqlite3.Connection") -> None:
+    """Switch a database to a WAL, where that is possible; the doctor warns where it is not.
+
+    SQLite does not tell of a write that fails on the way, it keeps the mode that was; so once more.
+    """
+    for _ in range(2):
+        if db.scalar(conn, "PRAGMA journal_mode = WAL") == "wal":
+            return
+
+
 def draft_path(path: Path) -> Path:
     """Name a file beside ``path``; refuse when ``path`` is taken or has no folder."""
     _refuse_taken(path)
@@ -88,12 +98,35 @@ def draft_path(path: Path) -> Path:
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Move a finished, closed store file to its place; never over another file."""
+    """Move a finished, closed file to its place, for good; never over another file.
+
+    Raises:
+        StoreExistsError: something is there.
+        DiskFullError, KeystoreError: it could not be moved, or be made sure of.
+    """
     _refuse_taken(path)
+    if Path(f"{draft}-wal").exists():
+        # Closing brings all into the one file that is moved. If the disk refuses that, SQLite keeps
+        # the WAL, and no driver tells.
+        raise KeystoreError(
+            f"{path}: its last writes could not be brought to disk.",
+            hint="Nothing was made; check the disk and its room, then run the same command again.",
+        )
+    with disk.errors(path.parent):
+        try:
+            disk.move_new(draft, path)
+        except FileExistsError:
+            raise StoreExistsError(
+                f"{path}: already exists.", hint="Choose another path."
+            ) from None
     try:
-        move_new(draft, path)
-    except FileExistsError:
-        raise StoreExistsError(f"{path}: already exists.", hint="Choose another path.") from None
+        # SQLite has brought the file to disk, not its name; who is told of a store may rely on it.
+        disk.sync_folder(path.parent)
+    except OSError as error:
+        raise KeystoreError(
+            f"{path}: it is made, but may be gone after a power cut: {error.strerror}.",
+            hint="Check the disk.",
+        ) from error
 
 
 def upgrade(path: Path | str) -> tuple[int, int]:
@@ -216,11 +249,12 @@ def _refuse_taken(path: Path) -> None:
 
 def _build(path: Path, *, role: str, origin_id: str | None, token_prefix: str) -> None:
     store_id = str(uuid_utils.compat.uuid7())
-    path.touch(mode=0o600, exist_ok=False)
+    with disk.errors(path.parent):
+        path.touch(mode=0o600, exist_ok=False)
     with db.StoreFile(path, db.connect(path)) as file, file.errors():
         conn = file.conn
         db.apply_pragmas(conn)
-        conn.execute("PRAGMA journal_mode = WAL")
+        use_wal(conn)
         conn.executescript(sql.read("schema"))
         if role == "origin":
             add_triggers(conn, is_replica=False)

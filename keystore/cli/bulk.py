@@ -168,7 +168,6 @@ class _TokensFile:
         self.keep = True
         try:
             migrate.publish(self.draft, self._path)
-            sync_folder(self._path.parent)
         except (KeystoreError, OSError) as error:
             if not self.draft.exists():
                 raise

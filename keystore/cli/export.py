@@ -25,7 +25,6 @@ from keystore.cli.common import (
     wants_json,
 )
 from keystore.db import open_store
-from keystore.disk import sync_folder
 from keystore.errors import DiskFullError, KeystoreError
 from keystore.tables import TRACKED
 
@@ -154,7 +153,6 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
         migrate.publish(draft, path)
-        sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ What was fetched lies beside the replica, under its hash, until the replica has 
 that was killed leaves it there, and the next one goes on where it ended.
 """
 
-import errno
 import glob
 import hashlib
 import importlib.util
@@ -18,12 +17,10 @@ from typing import IO, Any
 
 from tuf.api.metadata import TargetFile
 
-from keystore import db
+from keystore import db, disk
 from keystore.disk import refuse_full
 from keystore.errors import (
     AlteredFileError,
-    DiskFullError,
-    KeystoreError,
     OversizedFileError,
     StoreExistsError,
     SwappedFileError,
@@ -171,30 +168,22 @@ def workplace(beside: Path | None, wanted: Collection[TargetFile]) -> Iterator[P
 def disk_errors(folder: str) -> Iterator[None]:
     """Turn what a disk refuses into keystore errors; ``folder`` is where, in words."""
     try:
-        yield
+        with disk.errors(folder):
+            yield
     except db.Error as error:
         raise db.translated(error, Path(folder)) from error
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFullError(
-                f"{error.filename or folder}: there is no room left on the disk.",
-                hint="Nothing was changed; make room, then run the same command again.",
-            ) from error
-        raise KeystoreError(
-            f"{error.filename or folder}: {error.strerror}.",
-            hint="Check the folder and its permissions; nothing was changed.",
-        ) from error
 
 
 @contextmanager
 def _shared(folder: Path) -> Iterator[IO[str]]:
     """Make a folder, or join those who use it: who is alone there may clear it away."""
     while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            lock = (folder / _LOCK).open("a")
-        except FileNotFoundError:
-            continue
+        with disk.errors(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            try:
+                lock = (folder / _LOCK).open("a")
+            except FileNotFoundError:
+                continue
         with lock:
             _lock(lock, shared=True)
             if _is_at(folder / _LOCK, lock):

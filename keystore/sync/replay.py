@@ -88,7 +88,7 @@ def fill_draft(
                 _refuse_other_count(pull, table, scalar(conn, _fill("count_records", table)))
             migrate.add_triggers(conn, is_replica=True)
             _finish(conn, pull, target_id)
-        file.conn.execute("PRAGMA journal_mode = WAL")
+        migrate.use_wal(file.conn)
     return written
 
 
@@ -106,7 +106,7 @@ def adopt_draft(file: StoreFile, pull: Pull, target_id: str) -> int:
                 _refuse_other_count(pull, table, count)
             migrate.take_identity(conn)
             _finish(conn, pull, target_id)
-        file.conn.execute("PRAGMA journal_mode = WAL")
+        migrate.use_wal(file.conn)
     return sum(counts)
 
 

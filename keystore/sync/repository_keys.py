@@ -14,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
+from keystore import disk
 from keystore.disk import sync_folder
 from keystore.errors import AlreadyExistsError, InvalidInputError, TargetNotReadyError
 from keystore.sync.repository_format import terms_of
@@ -140,7 +141,8 @@ def make_next(path: Path) -> CryptoSigner:
 
 def take_next(path: Path) -> None:
     """Put what was made to follow the file at ``path`` into its place."""
-    with suppress(FileNotFoundError):  # it is there already: done before, or by another process
+    with disk.errors(path.parent), suppress(FileNotFoundError):
+        # (or it is there already: done before, or by another process)
         _next(path).replace(path)
         sync_folder(path.parent)
 
