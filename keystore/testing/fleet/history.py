@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from keystore.errors import DiskFullError, KeystoreError, TargetUnavailableError
+from keystore.errors import ConstraintError, DiskFullError, KeystoreError, TargetUnavailableError
 from keystore.testing.fleet import steps
 from keystore.testing.fleet.heal import check_all, heal
 from keystore.testing.fleet.model import BrokenError
@@ -155,7 +155,11 @@ def workplace() -> Iterator[Path]:
     """Make a folder in memory, if this machine has such, and remove it."""
     place = RAM if RAM.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="keystore-fleet-", dir=place) as name:
-        yield Path(name)
+        before, tempfile.tempdir = tempfile.tempdir, name  # (keystore makes folders of its own)
+        try:
+            yield Path(name)
+        finally:
+            tempfile.tempdir = before
 
 
 def _begin(world: World, folder: Path) -> Fleet:
@@ -217,6 +221,8 @@ def _may_be(error: KeystoreError, step: Step, actor: Node | None) -> bool:
         return step.fault in {"cut", "lost"} or (actor is not None and actor.is_cut)
     if isinstance(error, DiskFullError):
         return step.fault == "full"
+    if step.kind == "suspend" and isinstance(error, ConstraintError):
+        return True  # the hub has revoked that key, for good
     return error.code in _EXPECTED or step.kind == "tamper"
 
 

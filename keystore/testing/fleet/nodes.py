@@ -134,12 +134,13 @@ class Node:
         """Say if a replica's time, in one process and without a newer pull, is not what it was."""
         validator = self.validator
         fresh = validator.freshness()
-        now, as_of = validator.now(), fresh and (fresh.as_of_change, fresh.as_of_at)
-        before, self.shown = self.shown, (self.world.now, now, as_of)
+        ticks, now = self.clock.ticks(self.world.now), validator.now()
+        as_of = fresh and (fresh.as_of_change, fresh.as_of_at)
+        before, self.shown = self.shown, (ticks, now, as_of)
         if before is None or as_of is None or before[2] != as_of:
             return ""
-        least = before[1] + (self.world.now - before[0]) * (1 + self.clock.drift)
-        return f"its time was {before[1]:.0f}, and is {now:.0f}" if now < least - 1 else ""
+        least = before[1] + ticks - before[0]
+        return f"its time is {now:.0f}, and should be {least:.0f} at least" if now < least - 1 else ""
 
 
 class Origin(Node):
