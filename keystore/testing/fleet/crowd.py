@@ -36,6 +36,7 @@ HUB_PULLS_PER_SECOND = 500
 NOTIFY_SECONDS = (0.005, 0.15)
 CHECKS = 5
 """Checks that an edge answers in a turn that has brought something; each is metered."""
+_SLOWEST_SECONDS = 30.0
 _POINTS = 101
 _STORE, _SYNC = sql.named("store"), sql.named("sync")
 
@@ -87,7 +88,7 @@ class Crowd:
         both = (self.files, self.hub)
 
         def line(what: str, *cells: object) -> Line:
-            return Line(what, *map(str, cells))  # type: ignore[arg-type]
+            return Line(what, *map(str, cells))
 
         found = [
             line("edges", *(f"{feed.edges:,}" for feed in both)),
@@ -178,7 +179,7 @@ class _counted:  # noqa: N801 - a context manager
         pull.pages = list(self._count(pull.pages))
         return pull
 
-    def __exit__(self, *error: Any) -> Any:
+    def __exit__(self, *error: object) -> Any:
         return self._cut.__exit__(*error)
 
     def _count(self, pages: Any) -> Iterator[Page]:
@@ -191,9 +192,7 @@ class _counted:  # noqa: N801 - a context manager
 class Simulation:
     """A run of many edges; see :func:`simulate`."""
 
-    def __init__(
-        self, world: World, folder: Path, edges: int, minutes: float, seed: int
-    ) -> None:
+    def __init__(self, world: World, folder: Path, edges: int, minutes: float, seed: int) -> None:
         self._world, self._folder, self._minutes = world, folder, minutes
         self._rng = Random(f"crowd {seed}")  # noqa: S311 - a simulation repeats
         self._hub, self._storage = _CountedHub(), MemoryStorage()
@@ -212,16 +211,17 @@ class Simulation:
     def run(self, on_progress: Callable[[int, int], None]) -> None:
         """Let everything happen, turn by turn."""
         begin, end = self._world.now, self._world.now + 60 * self._minutes
-        last = end + POLL_SECONDS + FOLLOWS
+        acts = [
+            (begin + (end - begin) * part, act)
+            for part, act in ((0.1, self._issue), (0.3, self._revoke), (0.6, self._revoke_at_hub))
+        ]
+        # until everybody has asked once more after the last act
+        last = max(end, acts[-1][0] + 1.05 * POLL_SECONDS + _SLOWEST_SECONDS)
         for number in range(len(self._edges)):
             at = begin + self._rng.uniform(0, POLL_SECONDS)
             while at < last:
                 self._plan(at, number)
                 at += POLL_SECONDS * self._rng.uniform(0.95, 1.05)
-        acts = [
-            (begin + (end - begin) * part, act)
-            for part, act in ((0.1, self._issue), (0.3, self._revoke), (0.6, self._revoke_at_hub))
-        ]
         while self._queue or acts:
             if acts and (not self._queue or acts[0][0] <= self._queue[0][0]):
                 self._world.now, act = acts.pop(0)
@@ -353,10 +353,7 @@ class Simulation:
             has_news = file.info().as_of_change != edge.as_of or bool(edge.lacks)
             edge.as_of = file.info().as_of_change or 0
             if has_news:
-                self._answer(edge, feed, seconds)
-                if not edge.is_by_files:  # what it has counted goes up at once
-                    report = Report("hub:")
-                    targets.sync_opened(file, self._hub, report)
+                self._answer(edge, feed, seconds)  # what it counts goes up with its next sync
 
     def _sync(self, edge: _Edge, file: Any, feed: Feed) -> float:
         report, before = Report("files:" if edge.is_by_files else "hub:"), edge.as_of
@@ -394,10 +391,6 @@ class Simulation:
                     feed.refused += 1
                     feed.denied.setdefault(where, []).append(self._world.now + seconds - since)
             edge.lacks = still
-
-
-FOLLOWS = 60.0
-"""How long after the last poll that matters a run goes on."""
 
 
 def simulate(

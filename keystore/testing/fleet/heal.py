@@ -75,7 +75,7 @@ def check_all(fleet: Fleet) -> None:
         with fleet.world.acting(node.clock):
             found = [item for item in examine(node.file) if item.severity != "info"]
         if found:
-            raise BrokenError(0, f"the doctor of {node.name}: {found[0].code}: {found[0].message}")
+            raise BrokenError(0, f"the doctor of {node.name}: {found[0].id}: {found[0].what}")
     tokens = [issued.token for origin in fleet.origins for issued in origin.issued]
     if leaked := secrets_at_rest(fleet.folder, tokens):
         raise BrokenError(7, f"a token is in {leaked[0]}")

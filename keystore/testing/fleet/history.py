@@ -86,7 +86,11 @@ def steps_of(seed: int, count: int) -> list[Step]:
     found = []
     for number in range(count):
         (kind,) = rng.choices(kinds, weights)
-        is_faulty, fault, after = rng.random() < _FAULTY, rng.choice(_FAULTS), rng.randrange(_LATEST)
+        is_faulty, fault, after = (
+            rng.random() < _FAULTY,
+            rng.choice(_FAULTS),
+            rng.randrange(_LATEST),
+        )
         found.append(Step(number, kind, fault, after) if is_faulty else Step(number, kind))
     return found
 

@@ -70,7 +70,7 @@ class LinkedHub:
 
     @property
     def hub(self) -> Hub | None:
-        return self  # type: ignore[return-value]
+        return self
 
     def close(self) -> None:
         """The hub stays."""
@@ -86,7 +86,7 @@ class LinkedHub:
     def push(self, origin: Origin) -> Iterator[PushSession]:
         """Start a push."""
         with self._hub.push(origin) as session:
-            yield _LinkedPush(self._wire, session)  # type: ignore[misc]
+            yield _LinkedPush(self._wire, session)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._ASKED:
@@ -242,5 +242,3 @@ class Files:
 
 def _gone(name: str) -> TargetUnavailableError:
     return TargetUnavailableError(f"nobody answers ({name}).", hint="Try again later.")
-
-

@@ -13,7 +13,7 @@ from keystore import changelog, clock, sql
 from keystore.edge.decision import Decision, Reason
 from keystore.sync import digest
 from keystore.sync.memory import MemoryHub
-from keystore.testing.fleet.nodes import Edge, Node, Origin
+from keystore.testing.fleet.nodes import Node, Origin
 
 _Q = sql.named("simulator")
 _NOT_NOW = frozenset({Reason.STALE, Reason.OFFLINE})
@@ -116,7 +116,9 @@ class Model:
         if passes and not decision.allowed and decision.reason not in _NOT_NOW:
             raise BrokenError(5, f"{node.name} denies {api_key}: {decision.reason.value}")
 
-    def missing(self, node: Node, held: Iterable[tuple[str, str, int, int]]) -> list[object]:
+    def missing(
+        self, node: Node, held: Iterable[tuple[str, str, int, int]]
+    ) -> list[tuple[str, str, int, int]]:
         """Return what a node has recorded, and is not held."""
         store_id = node.file.info().store_id
         found = _rows_of(node, store_id, (0, 0))

@@ -140,7 +140,9 @@ class Node:
         if before is None or as_of is None or before[2] != as_of:
             return ""
         least = before[1] + ticks - before[0]
-        return f"its time is {now:.0f}, and should be {least:.0f} at least" if now < least - 1 else ""
+        return (
+            f"its time is {now:.0f}, and should be {least:.0f} at least" if now < least - 1 else ""
+        )
 
 
 class Origin(Node):

@@ -77,9 +77,7 @@ class Fleet:
             store.grant("ada@example.org", "5", request_id="first")
             self.issue(origin, quotas={"tts": LARGE_QUOTA})
             self.issue(origin, quotas={"tts": 25})
-            repository.create(
-                storage, origin.keys, lifetime=LIFETIME, max_offline=MAX_OFFLINE
-            )
+            repository.create(storage, origin.keys, lifetime=LIFETIME, max_offline=MAX_OFFLINE)
             self.sync(origin)
             self.publish(origin)
             self.model.look(origin)
@@ -109,9 +107,7 @@ class Fleet:
                 report,
                 origin_id=origin.store_id,
                 on_filled=lambda file: (
-                    None
-                    if by_files
-                    else exchange.receive_revocations(file, source, "hub:", report)
+                    None if by_files else exchange.receive_revocations(file, source, "hub:", report)
                 ),
             )
             if by_files:

@@ -30,9 +30,7 @@ def _origin(fleet: Fleet) -> Origin:
 
 def _edge(fleet: Fleet, *, by_files: bool | None = None) -> Edge | None:
     found = [
-        edge
-        for edge in fleet.edges
-        if by_files is None or (edge.storage is not None) == by_files
+        edge for edge in fleet.edges if by_files is None or (edge.storage is not None) == by_files
     ]
     return fleet.world.rng.choice(found) if found else None
 

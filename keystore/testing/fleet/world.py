@@ -7,7 +7,7 @@ CURRENT_TIMESTAMP and random() are replaced on each connection; ``datetime('now'
 lease of a compaction and one finding of the doctor ask for, shows the real time.
 """
 
-import datetime as real_datetime
+import datetime as dt
 import secrets
 import sys
 import time
@@ -141,8 +141,8 @@ class World:
             for attribute, value in list(vars(module).items()):
                 if id(value) in shown:
                     put(module, attribute, shown[id(value)])
-        put(tuf_payload, "datetime", shown[id(real_datetime.datetime)])
-        replaced = _Shown(real_datetime, datetime=shown[id(real_datetime.datetime)])
+        put(tuf_payload, "datetime", shown[id(dt.datetime)])
+        replaced = _Shown(dt, datetime=shown[id(dt.datetime)])
         put(tuf_trust, "datetime", replaced)
         put(repository_keys, "CryptoSigner", self._signer())
         put(usage_keys, "Ed25519PrivateKey", _Shown(Ed25519PrivateKey, generate=self._key))
@@ -178,8 +178,8 @@ class World:
 
         class Signer(CryptoSigner):
             @staticmethod
-            def generate_ed25519(keyid: str | None = None) -> CryptoSigner:
-                return CryptoSigner(world._key())  # noqa: SLF001
+            def generate_ed25519(keyid: str | None = None) -> CryptoSigner:  # noqa: ARG004
+                return CryptoSigner(world._key())
 
         return Signer
 
@@ -193,9 +193,9 @@ class World:
     def _shown(self) -> dict[int, Any]:
         world = self
 
-        class VirtualDatetime(real_datetime.datetime):
+        class VirtualDatetime(dt.datetime):
             @classmethod
-            def now(cls, tz: real_datetime.tzinfo | None = None) -> "VirtualDatetime":
+            def now(cls, tz: dt.tzinfo | None = None) -> "VirtualDatetime":
                 return cls.fromtimestamp(world.time(), tz)
 
         virtual_time = _Shown(
@@ -208,11 +208,9 @@ class World:
         )
         return {
             id(time): virtual_time,
-            id(real_datetime.datetime): VirtualDatetime,
+            id(dt.datetime): VirtualDatetime,
             id(uuid): _Shown(uuid, uuid4=self.uuid4),
-            id(uuid_utils): _Shown(
-                uuid_utils, compat=_Shown(uuid_utils.compat, uuid7=self.uuid7)
-            ),
+            id(uuid_utils): _Shown(uuid_utils, compat=_Shown(uuid_utils.compat, uuid7=self.uuid7)),
             id(secrets): _Shown(secrets, randbits=self.rng.getrandbits),
         }
 
