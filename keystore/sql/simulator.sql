@@ -35,3 +35,12 @@ FROM APIKeyServiceQuotas AS q;
 -- name: received_of_services
 SELECT store_id, usage_id, nonce, principal_id, service_id, amount FROM ReceivedUsage
 WHERE principal_type = 'api_key' AND service_id IS NOT NULL;
+
+-- name: overspent
+SELECT q.api_key_id, q.initial_quota, sum(l.amount)
+FROM APIKeyServiceQuotas AS q
+JOIN UsageLog AS l ON l.principal_type = 'api_key' AND l.principal_id = q.api_key_id
+                      AND l.service_id = q.service_id
+WHERE q.renewal = 'never'
+GROUP BY q.quota_id
+HAVING sum(l.amount) > q.initial_quota;

@@ -1,6 +1,7 @@
 """The end of a history: everything heals, everybody syncs, and then all must agree."""
 
 from collections import defaultdict
+from contextlib import suppress
 
 from keystore import sql
 from keystore.doctor import examine
@@ -122,10 +123,8 @@ def _hand_over(fleet: Fleet, edge: Edge) -> None:
     with fleet.acting(edge):
         data, _, _ = usage_keys.make_key(edge.file, edge.key)
         usage_files.export(edge.file, edge.outbox, edge.key)
-        try:
+        with suppress(NotFoundError):  # it has recorded nothing
             usage_files.export_again(edge.file, edge.outbox, edge.key, 1, 1 << 40)
-        except NotFoundError:
-            pass  # it has recorded nothing
     with fleet.acting(edge.origin):
         try:
             usage_keys.enroll(edge.origin.file, data)

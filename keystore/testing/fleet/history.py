@@ -12,6 +12,7 @@ from random import Random
 from keystore.errors import ConstraintError, DiskFullError, KeystoreError, TargetUnavailableError
 from keystore.testing.fleet import steps
 from keystore.testing.fleet.heal import check_all, heal
+from keystore.testing.fleet.links import state_of
 from keystore.testing.fleet.model import BrokenError
 from keystore.testing.fleet.nodes import Edge, Node
 from keystore.testing.fleet.setup import Fleet
@@ -38,7 +39,7 @@ _EXPECTED = frozenset(
     }
 )
 """Codes of errors that tell a node, rightly, that something is not to be had now."""
-RAM = Path("/dev/shm")
+RAM = Path("/dev/shm")  # noqa: S108 - a folder of an own name is made there
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ def _begin(world: World, folder: Path) -> Fleet:
         fleet.add_edge(fleet.origins[origin], by_files=by_files)
     fleet.touched = list(fleet.nodes)
     _look(fleet)
+    fleet.hub_backup = state_of(fleet.hub)
     return fleet
 
 
@@ -237,6 +239,8 @@ def _look(fleet: Fleet) -> list[str]:
             continue  # it was not made after all
         with fleet.world.acting(node.clock):
             found.append(f"{node.name}={fleet.model.look(node)[:12]}")
+            if fleet.is_exact:
+                fleet.model.refuse_overspent(node)
             is_guarded = isinstance(node, Edge) and node.is_checking
             if is_guarded and (wrong := node.time_went_back()):
                 raise BrokenError(5, f"{node.name}: {wrong}")

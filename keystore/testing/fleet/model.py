@@ -77,6 +77,11 @@ class Model:
         self._check_counts(node)
         return found
 
+    def refuse_overspent(self, node: Node) -> None:
+        """Check that no quota was overspent in one store that was never put back."""
+        for key, given, used in node.file.conn.execute(_Q["overspent"]):
+            raise BrokenError(3, f"{node.name} has let key {key} use {used} units of {given}")
+
     def look_at_hub(self, hub: MemoryHub) -> None:
         """Check what the hub holds."""
         for store_id, held in hub._stores.items():  # noqa: SLF001 - its state is what is checked

@@ -121,13 +121,20 @@ class Node:
         backup(self.file, path)
         self.backup = path
 
-    def restore(self) -> bool:
-        """Put the store back to the last backup; whether there was one."""
+    def restore(self, *, as_image: bool) -> bool:
+        """Put the store back to the last backup; whether there was one.
+
+        ``as_image``: as a disk's image is put back, without a word to the store.
+        """
         if self.backup is None:
             return False
         self.die()
         remove_files(self.path)
-        restore(self.backup, self.path)
+        if as_image:
+            with open_store(self.backup) as file:
+                backup(file, self.path)
+        else:
+            restore(self.backup, self.path)
         return True
 
     def time_went_back(self) -> str:
@@ -166,13 +173,17 @@ class Origin(Node):
 
 
 class Edge(Node):
-    """A replica, fed by the hub or by files."""
+    """A replica, fed by the hub or by files.
+
+    ``has_called``: it has checked in at the hub since it was made, copied, or put back.
+    """
 
     def __init__(
         self, world: World, name: str, folder: Path, origin: Origin, storage: LinkedStorage | None
     ) -> None:
         super().__init__(world, name, folder, max_pending=world.rng.choice([1, 5, 100]))
         self.origin, self.storage = origin, storage
+        self.has_called = False
         self.key = folder / f"{name}.usage-key.pem"
         self.outbox = folder / f"{name}.outbox"
         self.outbox.mkdir()

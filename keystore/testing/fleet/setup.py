@@ -14,7 +14,7 @@ from keystore.sync import engine, exchange, repository, targets, usage_keys
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
 from keystore.testing.fleet.links import Files, LinkedHub, LinkedStorage, MemoryStorage, state_of
-from keystore.testing.fleet.model import Model
+from keystore.testing.fleet.model import BrokenError, Model
 from keystore.testing.fleet.nodes import Edge, Issued, Node, Origin
 from keystore.testing.fleet.world import Clock, World
 
@@ -127,6 +127,7 @@ class Fleet:
             twin.key.write_bytes(edge.key.read_bytes())
         offset = edge.clock.wall(self.world.now) - self.world.now
         twin.clock.set(self.world.now, offset, edge.clock.drift)
+        edge.has_called = False
         self.edges.append(twin)
         self.is_exact = False
 
@@ -137,6 +138,18 @@ class Fleet:
         is_fed = not (isinstance(node, Edge) and node.storage)
         if is_fed:
             targets.sync_opened(node.file, hub, Report("hub:"), reconcile=reconcile)
+        if isinstance(node, Edge):
+            node.has_called = True
+            self._refuse_twins(node)
+
+    def _refuse_twins(self, edge: Edge) -> None:
+        """Two files that have both called must not pass for one: receipts go by that."""
+        info = edge.file.info()
+        for other in self.edges:
+            if other is not edge and other.has_called and other.storage is None:
+                found = other.file.info()
+                if (found.store_id, found.incarnation) == (info.store_id, info.incarnation):
+                    raise BrokenError(0, f"{edge.name} and {other.name} pass for one at the hub")
 
     def publish(self, origin: Origin, *, reconcile: bool = False) -> None:
         """Publish in files."""

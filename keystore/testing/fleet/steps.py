@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from keystore.clock import utc_text
+from keystore.edge.decision import Reason
 from keystore.sync import compact, rotation, usage_files, verify
 from keystore.sync.repository_keys import root_key_path
 from keystore.testing.fleet.links import LinkedHub, LinkedStorage, put_back, state_of
@@ -245,9 +246,11 @@ def restore(fleet: Fleet) -> None:
     """A node is put back to its last backup."""
     node = _node(fleet)
     with fleet.acting(node):
-        if node.restore():
+        if node.restore(as_image=fleet.world.rng.random() < 0.4):
             fleet.model.forget(node)
             fleet.is_exact = False
+            if isinstance(node, Edge):
+                node.has_called = False
 
 
 def back_up_hub(fleet: Fleet) -> None:
@@ -308,6 +311,24 @@ def ingest_usage(fleet: Fleet) -> None:
     if found:
         with fleet.acting(origin):
             usage_files.ingest(origin.file, rng.choices(found, k=rng.randint(1, len(found))))
+
+
+def lose_file(fleet: Fleet) -> None:
+    """A store's file is away for a moment: nobody passes, and nobody is told "no"."""
+    node = _node(fleet)
+    with fleet.acting(node):
+        origin = node if isinstance(node, Origin) else node.origin  # type: ignore[attr-defined]
+        key = _key(fleet, origin)
+        node.validator.check(key.token, cost=0)
+        away = node.path.with_suffix(".away")
+        node.path.rename(away)
+        try:
+            fleet.world.pass_time(1)
+            decision = node.validator.check(key.token, cost=0)
+        finally:
+            away.rename(node.path)
+        if decision.reason is not Reason.UNAVAILABLE:
+            raise BrokenError(5, f"without its file {node.name} says {decision.reason.value}")
 
 
 def lose_usage(fleet: Fleet) -> None:
@@ -383,6 +404,7 @@ WEIGHTS: dict[Step, int] = {
     export_usage: 3,
     ingest_usage: 3,
     lose_usage: 1,
+    lose_file: 1,
     rotate_keys: 1,
     tamper: 2,
     shorten: 1,

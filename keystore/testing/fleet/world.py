@@ -77,6 +77,7 @@ class Fault:
     kind: str = ""
     after: int = 0
     has_struck: bool = False
+    last: str = ""
 
     def strikes(self) -> bool:
         """Count a point; whether it is the one."""
@@ -185,6 +186,9 @@ class World:
 
     def _on_reach(self, step: str) -> None:
         fault = self.fault
+        is_again, fault.last = step == fault.last, step
+        if is_again:
+            return  # pages are many, and would take most of the faults
         if fault.kind == "crash" and fault.strikes():
             raise Crash(step)
         if fault.kind == "full" and fault.strikes():
