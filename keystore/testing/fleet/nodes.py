@@ -175,7 +175,7 @@ class Origin(Node):
 class Edge(Node):
     """A replica, fed by the hub or by files.
 
-    ``has_called``: it has checked in at the hub since it was made, copied, or put back.
+    ``has_called``: it has checked in at the hub since it was made or copied, or either put back.
     """
 
     def __init__(

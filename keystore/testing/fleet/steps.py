@@ -263,6 +263,8 @@ def restore_hub(fleet: Fleet) -> None:
     put_back(fleet.hub, fleet.hub_backup)
     fleet.model.forget_hub()
     fleet.is_exact = False
+    for edge in fleet.edges:
+        edge.has_called = False  # as far as the hub knows
 
 
 def set_clock(fleet: Fleet) -> None:
