@@ -19,8 +19,8 @@ from keystore.cli.common import (
 from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
-    from keystore.testing.fleet.crowd import Crowd
     from keystore.testing.fleet.history import Outcome
+    from keystore.testing.fleet.tallies import Crowd
 
 _NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -122,9 +122,10 @@ def simulate(
     }
     crashes = sum(count for name, count in outcomes.items() if name.startswith("crash"))
     refused = outcomes.total() - outcomes["ok"] - crashes
+    which = f"Seed {seed}" if seeds == 1 else f"Seeds {seed} to {seed + seeds - 1}"
     show(
         said,
-        f"Seeds {seed} to {seed + seeds - 1}: {totals.total()} steps, {crashes} of them ended by a "
+        f"{which}: {totals.total()} steps, {crashes} of them ended by a "
         f"crash and {refused} by an error. Every guarantee held.",
     )
 

@@ -5,10 +5,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from keystore import Store, Validator, sql
+from keystore import sql
 from keystore.backup import backup, restore
 from keystore.db import StoreFile, open_store, remove_files, scalar
+from keystore.edge import Validator
 from keystore.errors import KeystoreError
+from keystore.store import Store
 from keystore.testing.fleet.links import LinkedStorage
 from keystore.testing.fleet.world import Clock, World
 

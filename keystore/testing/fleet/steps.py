@@ -7,13 +7,25 @@ history from which others were dropped goes on as it did, as far as it can.
 from collections.abc import Callable
 from datetime import timedelta
 
-from keystore.clock import utc_text
 from keystore.edge.decision import Reason
 from keystore.sync import compact, rotation, usage_files, verify
 from keystore.sync.repository_keys import root_key_path
 from keystore.testing.fleet.links import LinkedHub, LinkedStorage, put_back, state_of
 from keystore.testing.fleet.model import BrokenError
-from keystore.testing.fleet.nodes import Edge, Issued, Node, Origin
+from keystore.testing.fleet.nodes import Edge, Node, Origin
+from keystore.testing.fleet.operators import (
+    any_key,
+    any_origin,
+    change_account,
+    credit,
+    delete,
+    issue,
+    revoke,
+    revoke_at_hub,
+    rotate,
+    suspend,
+    top_up,
+)
 from keystore.testing.fleet.setup import MOST_EDGES, Fleet
 
 _DAY = 86_400.0
@@ -23,10 +35,6 @@ _LEASES = (timedelta(0), timedelta(days=36_500))
 """Of a compaction: no target counts as live, or each."""
 
 Step = Callable[[Fleet], None]
-
-
-def _origin(fleet: Fleet) -> Origin:
-    return fleet.world.rng.choice(fleet.origins)
 
 
 def _edge(fleet: Fleet, *, by_files: bool | None = None) -> Edge | None:
@@ -40,98 +48,6 @@ def _node(fleet: Fleet) -> Node:
     return fleet.world.rng.choice(fleet.nodes)
 
 
-def _key(fleet: Fleet, origin: Origin) -> Issued:
-    return fleet.world.rng.choice(origin.issued)
-
-
-def issue(fleet: Fleet) -> None:
-    """Issue a key."""
-    origin, rng = _origin(fleet), fleet.world.rng
-    with fleet.acting(origin):
-        soon = origin.world.time() + rng.uniform(600, 3 * _DAY)
-        fleet.issue(
-            origin,
-            expires_at=utc_text(soon) if rng.random() < 0.3 else None,
-            quotas={"tts": rng.choice([3, 40, 1000])} if rng.random() < 0.5 else None,
-            renewal=rng.choice(["never", "daily", "monthly"]),
-        )
-
-
-def rotate(fleet: Fleet) -> None:
-    """Give a key a successor."""
-    origin, rng = _origin(fleet), fleet.world.rng
-    with fleet.acting(origin):
-        overlap = timedelta(seconds=rng.choice([0, 0, 3600]))
-        found = origin.store.rotate_key(_key(fleet, origin).api_key, overlap=overlap)
-        key = found.key
-        origin.issued.append(Issued(str(key.api_key), key.api_key_id, found.token))
-
-
-def revoke(fleet: Fleet) -> None:
-    """Revoke a key at its origin: it is denied there at once."""
-    origin = _origin(fleet)
-    with fleet.acting(origin):
-        key = _key(fleet, origin)
-        origin.validator.check(key.token, cost=0)  # (it may be remembered)
-        origin.store.revoke_key(key.api_key, reason="leaked")
-        _refuse_pass(origin, key)
-
-
-def revoke_at_hub(fleet: Fleet) -> None:
-    """Revoke a key at the hub."""
-    origin = _origin(fleet)
-    key = _key(fleet, origin)
-    with fleet.world.acting(fleet.hub_clock):
-        fleet.hub.revoke(key.api_key, reason="leaked")
-
-
-def delete(fleet: Fleet) -> None:
-    """Delete a key: it is denied at the origin at once."""
-    origin = _origin(fleet)
-    with fleet.acting(origin):
-        key = _key(fleet, origin)
-        origin.validator.check(key.token, cost=0)
-        origin.store.delete_key(key.api_key)
-        _refuse_pass(origin, key)
-
-
-def suspend(fleet: Fleet) -> None:
-    """Suspend a key, or let it pass again."""
-    origin, rng = _origin(fleet), fleet.world.rng
-    with fleet.acting(origin):
-        status = rng.choice(["suspended", "assigned"])
-        origin.store.set_key_status(_key(fleet, origin).api_key, status)
-
-
-def change_account(fleet: Fleet) -> None:
-    """Close or open an account."""
-    origin, rng = _origin(fleet), fleet.world.rng
-    with fleet.acting(origin):
-        origin.store.change_account("ada@example.org", is_active=rng.random() < 0.7)
-
-
-def top_up(fleet: Fleet) -> None:
-    """Add to a quota."""
-    origin, rng = _origin(fleet), fleet.world.rng
-    with fleet.acting(origin):
-        origin.store.top_up(_key(fleet, origin).api_key, "tts", rng.randint(1, 50))
-
-
-def credit(fleet: Fleet) -> None:
-    """Grant or charge credits; half of the time the request comes twice."""
-    origin, rng = _origin(fleet), fleet.world.rng
-    with fleet.acting(origin):
-        request = f"r{rng.getrandbits(40)}"
-        tokens = rng.randint(1, 5000)
-        for _ in range(rng.choice([1, 2])):
-            if rng.random() < 0.3:
-                origin.store.grant("ada@example.org", "0.25", request_id=f"g{request}")
-            else:
-                origin.store.charge(
-                    "ada@example.org", "large", input_tokens=tokens, request_id=request
-                )
-
-
 def check(fleet: Fleet) -> None:
     """Let clients come."""
     node, rng = _node(fleet), fleet.world.rng
@@ -140,7 +56,7 @@ def check(fleet: Fleet) -> None:
         origin = node if isinstance(node, Origin) else node.origin  # type: ignore[attr-defined]
         validator = node.validator
         for _ in range(rng.randint(1, 6)):
-            key = _key(fleet, origin)
+            key = any_key(fleet, origin)
             cost = rng.randint(1, 9)
             if rng.random() < 0.4:
                 if validator.check(key.token, service="tts", cost=cost).allowed:
@@ -156,14 +72,14 @@ def check(fleet: Fleet) -> None:
 
 def sync_origin(fleet: Fleet) -> None:
     """An origin syncs with the hub."""
-    origin = _origin(fleet)
+    origin = any_origin(fleet)
     with fleet.acting(origin):
         fleet.sync(origin, reconcile=fleet.world.rng.random() < _RECONCILES)
 
 
 def publish(fleet: Fleet) -> None:
     """An origin publishes in files."""
-    origin = _origin(fleet)
+    origin = any_origin(fleet)
     with fleet.acting(origin):
         fleet.publish(origin, reconcile=fleet.world.rng.random() < _RECONCILES)
 
@@ -209,7 +125,7 @@ def tamper(fleet: Fleet) -> None:
 def replicate(fleet: Fleet) -> None:
     """A new edge."""
     if len(fleet.edges) < MOST_EDGES:
-        fleet.add_edge(_origin(fleet), by_files=fleet.world.rng.random() < 0.4)
+        fleet.add_edge(any_origin(fleet), by_files=fleet.world.rng.random() < 0.4)
 
 
 def clone(fleet: Fleet) -> None:
@@ -303,7 +219,7 @@ def export_usage(fleet: Fleet) -> None:
 
 def ingest_usage(fleet: Fleet) -> None:
     """Usage files come to an origin: some of them, in any order, some of them twice."""
-    origin, rng = _origin(fleet), fleet.world.rng
+    origin, rng = any_origin(fleet), fleet.world.rng
     found = [
         path
         for edge in fleet.edges
@@ -320,7 +236,7 @@ def lose_file(fleet: Fleet) -> None:
     node = _node(fleet)
     with fleet.acting(node):
         origin = node if isinstance(node, Origin) else node.origin  # type: ignore[attr-defined]
-        key = _key(fleet, origin)
+        key = any_key(fleet, origin)
         node.validator.check(key.token, cost=0)
         away = node.path.with_suffix(".away")
         node.path.rename(away)
@@ -342,7 +258,7 @@ def lose_usage(fleet: Fleet) -> None:
 
 def rotate_keys(fleet: Fleet) -> None:
     """The keys that sign a repository are replaced, or its root lives longer."""
-    origin, rng = _origin(fleet), fleet.world.rng
+    origin, rng = any_origin(fleet), fleet.world.rng
     with fleet.acting(origin):
         rotation.rotate(
             LinkedStorage(fleet.world, fleet.storages[origin.name]),
@@ -369,12 +285,6 @@ def repair(fleet: Fleet) -> None:
             found = verify.verify(edge.file, hub, "hub:", repair=True)
             if found.differences and fleet.is_exact:
                 raise BrokenError(1, f"{edge.name} differs from the hub")
-
-
-def _refuse_pass(origin: Origin, key: Issued) -> None:
-    decision = origin.validator.check(key.token, cost=0)
-    if decision.allowed:
-        raise BrokenError(2, f"{origin.name} lets {key.api_key} pass after it was taken back")
 
 
 WEIGHTS: dict[Step, int] = {
