@@ -44,3 +44,6 @@ JOIN UsageLog AS l ON l.principal_type = 'api_key' AND l.principal_id = q.api_ke
 WHERE q.renewal = 'never'
 GROUP BY q.quota_id
 HAVING sum(l.amount) > q.initial_quota;
+
+-- name: successors
+SELECT api_key_id, successor_id FROM QuotaSuccessors;

@@ -160,13 +160,15 @@ def _check_quotas(fleet: Fleet, origin: Origin) -> None:
     """What is left of a large quota is what was given less what was used; no less otherwise."""
     used: defaultdict[tuple[int, int], int] = defaultdict(int)
     counted = set()
+    heirs = dict(origin.file.conn.execute(_Q["successors"]))  # a rotation moves quotas
     for row, (owner, found) in fleet.hub.usage.items():
         if owner == origin.store_id and found.principal_type == "api_key" and found.service_id:
             counted.add(row)
-            used[found.principal_id, found.service_id] += found.amount
+            heir = heirs.get(found.principal_id, found.principal_id)
+            used[heir, found.service_id] += found.amount
     for row in origin.file.conn.execute(_Q["received_of_services"]):
         if row[:3] not in counted:
-            used[row[3], row[4]] += row[5]
+            used[heirs.get(row[3], row[3]), row[4]] += row[5]
     for key, service, initial, remaining in origin.file.conn.execute(_Q["quotas"]):
         if initial >= LARGE_QUOTA and (fleet.is_exact or remaining > initial):
             left = initial - used[key, service]
