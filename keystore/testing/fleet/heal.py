@@ -122,15 +122,18 @@ def _hand_over(fleet: Fleet, edge: Edge) -> None:
         return
     with fleet.acting(edge):
         data, _, _ = usage_keys.make_key(edge.file, edge.key)
-        usage_files.export(edge.file, edge.outbox, edge.key)
+        # (elsewhere: who was put back as an image may have written other files of these numbers)
+        outbox = edge.outbox / "again"
+        outbox.mkdir(exist_ok=True)
+        usage_files.export(edge.file, outbox, edge.key)
         with suppress(NotFoundError):  # it has recorded nothing
-            usage_files.export_again(edge.file, edge.outbox, edge.key, 1, 1 << 40)
+            usage_files.export_again(edge.file, outbox, edge.key, 1, 1 << 40)
     with fleet.acting(edge.origin):
         try:
             usage_keys.enroll(edge.origin.file, data)
         except (AlreadyExistsError, RevokedUsageKeyError) as error:
             raise BrokenError(3, f"{edge.name} cannot be enrolled: {error}") from error
-        done = usage_files.ingest(edge.origin.file, sorted(edge.outbox.glob("*.usage")))
+        done = usage_files.ingest(edge.origin.file, sorted(edge.outbox.rglob("*.usage")))
     if done.refused:
         raise BrokenError(3, f"a file of {edge.name} is refused: {done.refused[0].message}")
 
