@@ -141,6 +141,34 @@ def test_a_lost_acknowledgement_of_a_check_in_makes_no_second_replica(
         assert file.info().incarnation == before
 
 
+def test_a_copy_made_after_a_check_in_that_was_cut_off_is_told_apart(
+    centre: Centre, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have the token that the hub has, and that neither knows to be there."""
+
+    class CutError(Exception):
+        pass
+
+    def cut(step: str) -> None:
+        if step == "check_in.sent":
+            raise CutError
+
+    centre.sync(replica)
+    with monkeypatch.context() as patch, open_store(replica) as file:
+        patch.setattr("keystore.failpoint.on_reach", cut)
+        with pytest.raises(CutError):
+            exchange.check_in(file, centre.hub)
+    twin = replica.with_name("twin.db")
+    with open_store(replica) as file:
+        file.conn.execute("VACUUM INTO ?", (str(twin),))
+        before = file.info().incarnation
+    centre.sync(replica)
+    centre.sync(twin)
+    with open_store(replica) as first, open_store(twin) as second:
+        assert first.info().incarnation == before
+        assert second.info().incarnation != before
+
+
 def test_two_processes_that_sync_one_replica_are_no_copies(
     centre: Centre, replica: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,8 @@ LAYERS = [
     {"admin"},
     {"store", "legacy", "export"},
     {"sync", "edge"},
-    {"http", "doctor", "repair", "testing"},
+    {"http", "doctor", "repair"},
+    {"testing"},
     {"cli"},
     {"__main__"},
 ]

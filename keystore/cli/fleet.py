@@ -23,6 +23,7 @@ from keystore.cli.common import (
     wants_json,
 )
 from keystore.cli.hub import hub
+from keystore.cli.simulate import simulate
 from keystore.db import open_store
 from keystore.errors import TargetUnavailableError
 from keystore.sync import targets, urls
@@ -127,7 +128,26 @@ def revocations(target: str, key_name: str | None) -> None:
         show_table(rows, ("store", "role", "has_it", "last_heard"), empty="Nobody has called yet.")
 
 
-@click.command(short_help="Show every store and replica, and who is stale.")
+class _Fleet(click.Group):
+    """Shows the fleet when a target is named instead of a subcommand."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_named = bool(args) and (args[0] in self.commands or args[0] in {"-h", "--help"})
+        return super().parse_args(ctx, args if is_named else ["show", *args])
+
+
+@click.group(cls=_Fleet, short_help="Show every store and replica, and who is stale.")
+def fleet() -> None:
+    """Every store and replica that syncs with a hub; and a fleet in one process, for tests.
+
+    \b
+    Example:
+      keystore fleet postgresql://hub.example.org/keystore   # the same as: keystore fleet show
+      keystore fleet simulate --seed 7
+    """
+
+
+@fleet.command("show", short_help="Show every store and replica, and who is stale.")
 @click.argument("target")
 @click.option(
     "--stale-after",
@@ -139,7 +159,7 @@ def revocations(target: str, key_name: str | None) -> None:
 )
 @click.option("--watch", is_flag=True, help=f"Again every {WATCH_SECONDS} s, until interrupted.")
 @json_option
-def fleet(target: str, stale_after: int, watch: bool) -> None:
+def show_fleet(target: str, stale_after: int, watch: bool) -> None:
     """Show every store and replica that syncs with the hub TARGET.
 
     "as of" is the age of its data, "lag" how many pushed changes it has not, "seen" when it last
@@ -149,7 +169,7 @@ def fleet(target: str, stale_after: int, watch: bool) -> None:
 
     \b
     Example:
-      keystore fleet postgresql://hub.example.org/keystore --stale-after 2h
+      keystore fleet show postgresql://hub.example.org/keystore --stale-after 2h
     """
     if not watch:
         _show_members(_members(target, stale_after))
@@ -266,5 +286,7 @@ def _sentence(receipt: "Receipt") -> str:
         f"{len(receipt.have)} of {everybody} have it."
     )
 
+
+fleet.add_command(simulate)
 
 COMMANDS: tuple[click.Command, ...] = (revoke, revocations, fleet, forget)

@@ -1,7 +1,7 @@
-"""Usage as a picture."""
+"""Usage, and what a simulated fleet did, as pictures."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,31 @@ def draw(found: Sequence["UsageTotal"], path: Path) -> None:
         axes.barh(shown, [heights[name][0] for name in shown])
         axes.invert_yaxis()  # the largest above
         axes.set_xlabel("units")
+    figure.savefig(path)
+
+
+def draw_curves(curves: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
+    """Draw, for each name, which share of the edges had denied a key after how many seconds.
+
+    ``curves`` has the seconds by hundredth of the edges, rising.
+
+    Raises:
+        UnsupportedTargetError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    with extra("plot"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, seconds in curves.items():
+        shares = [100 * number / max(1, len(seconds) - 1) for number in range(len(seconds))]
+        axes.step(seconds, shares, where="post", label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds since the revocation")
+    axes.set_ylabel("% of the edges that deny the key")
+    axes.set_title(title)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="best")
     figure.savefig(path)
 
 

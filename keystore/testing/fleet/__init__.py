@@ -1,0 +1,1 @@
+"""A fleet in one process, in virtual time, where everything goes wrong; and one of many edges."""
