@@ -1,4 +1,4 @@
-"""Makes mutants of a module: copies with one small mistake each. Pure; :mod:`tests.mutation` runs them.
+"""Makes mutants of a module: copies with one small mistake each. :mod:`tests.mutation` runs them.
 
 What errors say and what annotations say is left alone: no test should hold on to words.
 """
@@ -91,12 +91,27 @@ class _Finder:
             for at, child in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(child, ast.AST) and not _is_mere_words(child):
                     for change, new in _replacements(child, node):
-                        self._add(node, field, at if isinstance(value, list) else None, child, change, new, inner)
+                        self._add(
+                            node,
+                            field,
+                            at if isinstance(value, list) else None,
+                            child,
+                            change,
+                            new,
+                            inner,
+                        )
                     if not isinstance(child, ast.Raise):
                         self.look_into(child, within, inner)
 
     def _add(
-        self, parent: ast.AST, field: str, at: int | None, old: ast.AST, change: str, new: ast.AST, owner: str
+        self,
+        parent: ast.AST,
+        field: str,
+        at: int | None,
+        old: ast.AST,
+        change: str,
+        new: ast.AST,
+        owner: str,
     ) -> None:
         line = getattr(old, "lineno", 0)
         ast.copy_location(new, old)
@@ -121,31 +136,21 @@ def _is_mere_words(node: ast.AST) -> bool:
 
 def _replacements(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Yield what may stand in the place of a node, each with a word for the change."""
+    if isinstance(node, ast.stmt):
+        yield from _other_statements(node)
+    else:
+        yield from _other_operations(node)
+        yield from _other_values(node)
+    if _is_test(node, parent) and not isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp):
+        yield "negated", ast.UnaryOp(ast.Not(), node)  # type: ignore[arg-type]
+    if isinstance(parent, ast.ExceptHandler) and isinstance(node, ast.Tuple):
+        for at, kind in enumerate(node.elts):
+            rest = [*node.elts[:at], *node.elts[at + 1 :]]
+            yield f"without {ast.unparse(kind)}", ast.Tuple(rest, ast.Load())
+
+
+def _other_statements(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
     match node:
-        case ast.Compare():
-            for at, old in enumerate(node.ops):
-                new = copy.deepcopy(node)
-                new.ops[at] = _COMPARE[type(old)]()
-                yield f"{_sign(old)} → {_sign(new.ops[at])}", new
-        case ast.BoolOp(op, values):
-            is_and = isinstance(op, ast.And)
-            other = ast.BoolOp(ast.Or() if is_and else ast.And(), values)
-            yield ("and → or" if is_and else "or → and"), other
-        case ast.UnaryOp(ast.Not(), operand):
-            yield "no not", operand
-        case ast.UnaryOp(ast.USub(), operand):
-            yield "no minus", operand
-        case ast.BinOp(left, old, right) if type(old) in _ARITHMETIC:
-            new_operator = _ARITHMETIC[type(old)]()
-            yield f"{_sign(old)} → {_sign(new_operator)}", ast.BinOp(left, new_operator, right)
-        case ast.Constant(bool() as value):
-            yield f"{value} → {not value}", ast.Constant(not value)
-        case ast.Constant(int() | float() as number):
-            yield f"{number} → {number + 1}", ast.Constant(number + 1)
-            if number > 1:
-                yield f"{number} → {number - 1}", ast.Constant(number - 1)
-        case ast.Call(ast.Name(name), arguments, keywords) if name in _CALLS:
-            yield f"{name} → {_CALLS[name]}", ast.Call(ast.Name(_CALLS[name], ast.Load()), arguments, keywords)
         case ast.Continue():
             yield "continue → break", ast.Break()
         case ast.Break():
@@ -158,15 +163,49 @@ def _replacements(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST
             yield "removed", ast.Pass()
         case _:
             pass
-    is_test = isinstance(parent, ast.If | ast.IfExp | ast.While) and node is parent.test
-    if (is_test or isinstance(parent, ast.comprehension) and node in parent.ifs) and not isinstance(
-        node, ast.Compare | ast.BoolOp | ast.UnaryOp
-    ):
-        yield "negated", ast.UnaryOp(ast.Not(), node)  # type: ignore[arg-type]
-    if isinstance(parent, ast.ExceptHandler) and isinstance(node, ast.Tuple):
-        for at, kind in enumerate(node.elts):
-            rest = [*node.elts[:at], *node.elts[at + 1 :]]
-            yield f"without {ast.unparse(kind)}", ast.Tuple(rest, ast.Load())
+
+
+def _other_operations(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    match node:
+        case ast.Compare():
+            for at, old in enumerate(node.ops):
+                new = copy.deepcopy(node)
+                new.ops[at] = _COMPARE[type(old)]()
+                yield f"{_sign(old)} → {_sign(new.ops[at])}", new
+        case ast.BoolOp(ast.And(), values):
+            yield "and → or", ast.BoolOp(ast.Or(), values)
+        case ast.BoolOp(ast.Or(), values):
+            yield "or → and", ast.BoolOp(ast.And(), values)
+        case ast.UnaryOp(ast.Not(), operand):
+            yield "no not", operand
+        case ast.UnaryOp(ast.USub(), operand):
+            yield "no minus", operand
+        case ast.BinOp(left, old_operator, right) if type(old_operator) in _ARITHMETIC:
+            operator = _ARITHMETIC[type(old_operator)]()
+            yield f"{_sign(old_operator)} → {_sign(operator)}", ast.BinOp(left, operator, right)
+        case _:
+            pass
+
+
+def _other_values(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    match node:
+        case ast.Constant(bool() as value):
+            yield f"{value} → {not value}", ast.Constant(not value)
+        case ast.Constant(int() | float() as number):
+            yield f"{number} → {number + 1}", ast.Constant(number + 1)
+            if number > 1:
+                yield f"{number} → {number - 1}", ast.Constant(number - 1)
+        case ast.Call(ast.Name(name), arguments, keywords) if name in _CALLS:
+            other = ast.Name(_CALLS[name], ast.Load())
+            yield f"{name} → {other.id}", ast.Call(other, arguments, keywords)
+        case _:
+            pass
+
+
+def _is_test(node: ast.AST, parent: ast.AST) -> bool:
+    if isinstance(parent, ast.comprehension):
+        return node in parent.ifs
+    return isinstance(parent, ast.If | ast.IfExp | ast.While) and node is parent.test
 
 
 def _is_none(node: ast.AST) -> bool:

@@ -44,7 +44,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     "edge.rates": ("test_rates",),
     "edge.guard": ("test_offline",),
     "edge.leases": ("test_quotas",),
-    "edge.slow": (*EDGE, "test_offline", "test_oauth_clients", "test_edge_faults", "test_usage_loss"),
+    "edge.slow": (
+        *EDGE,
+        "test_offline",
+        "test_oauth_clients",
+        "test_edge_faults",
+        "test_usage_loss",
+    ),
     "edge.validator": (*EDGE, "test_offline", "test_oauth_clients"),
     "sync.replay": ("test_target_contract", "test_offline", "test_files"),
     "sync.trust": ("test_files_attacks", "test_rotation", "test_offline"),
@@ -53,7 +59,7 @@ TESTS: dict[str, tuple[str, ...]] = {
 """The tests of each module that are to notice, without those that need a server."""
 SERVERS = {"postgres_url", "moto_server", "seaweedfs_server"}
 CPU_SECONDS = 30
-"""A mutant that goes on for longer is one that never ends; or for ten times that and does nothing."""
+"""A mutant that takes more never ends, nor does one that lasts ten times as long and waits."""
 PASSED, FAILED, BROKEN = 0, 1, 99
 QUIET = ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
@@ -73,7 +79,9 @@ class Mutated(MetaPathFinder, Loader):
         self._name, self._path, self._code = name, path, code
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
-        return spec_from_loader(fullname, self, origin=self._path) if fullname == self._name else None
+        return (
+            spec_from_loader(fullname, self, origin=self._path) if fullname == self._name else None
+        )
 
     def exec_module(self, module: ModuleType) -> None:
         module.__file__ = self._path
@@ -146,10 +154,10 @@ class Runner:
     def _watch(self, session: pytest.Session, out: Path) -> int:
         """Run all tests on what is right; write down those that call the module."""
         tested = []
-        threading.settrace(self._trace)  # type: ignore[arg-type]
+        threading.settrace(self._trace)
         for number, item in enumerate(session.items):
             self._calls, before, began = set(), session.testsfailed, time.process_time()
-            sys.settrace(self._trace)  # type: ignore[arg-type]
+            sys.settrace(self._trace)
             _run(item, [*session.items, None][number + 1])
             sys.settrace(None)
             if self._calls and session.testsfailed == before:
@@ -174,7 +182,7 @@ class Runner:
 
 
 def _run_all(items: list[pytest.Item]) -> int:
-    for item, following in zip(items, [*items[1:], None], strict=True):
+    for item, following in zip(items, [*items[1:], None], strict=False):
         _run(item, following)
         if item.session.testsfailed:
             return FAILED
@@ -196,6 +204,7 @@ def _function(module: ModuleType, owner: str) -> FunctionType:
                 break
     while hasattr(found, "__wrapped__"):
         found = found.__wrapped__
+    assert isinstance(found, FunctionType)
     return found
 
 
@@ -219,12 +228,14 @@ def main() -> int:
     settings.load_profile("mutation")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     is_whole = True
-    print(f"{'module':20} {'mutants':>8} {'killed':>8} {'survived':>8} {'explained':>9}", flush=True)
+    print(
+        f"{'module':20} {'mutants':>8} {'killed':>8} {'survived':>8} {'explained':>9}", flush=True
+    )
     for module in given.modules or TESTS:
         runner = Runner(module, lambda one: given.only in one.name)
         runner.mutants = runner.mutants[: given.most]
         files = [f"tests/{name}.py" for name in given.tests or TESTS[module]]
-        with open(os.devnull, "w") as null, redirect_stdout(null):
+        with Path(os.devnull).open("w") as null, redirect_stdout(null):
             if pytest.main([*QUIET, *files], [runner]) != PASSED:
                 raise SystemExit(f"the tests of {module} cannot be run")
         survivors = runner.survivors
@@ -234,7 +245,10 @@ def main() -> int:
         holes = [one for one in survivors if one.name not in reasons]
         known = len(survivors) - len(holes)
         killed = len(runner.mutants) - len(survivors)
-        print(f"{module:20} {len(runner.mutants):8} {killed:8} {len(survivors):8} {known:9}", flush=True)
+        print(
+            f"{module:20} {len(runner.mutants):8} {killed:8} {len(survivors):8} {known:9}",
+            flush=True,
+        )
         for one in holes:
             is_whole = False
             print(f"  line {one.line}: {one.name}", flush=True)
