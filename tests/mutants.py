@@ -195,6 +195,10 @@ def _other_values(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield f"{number} → {number + 1}", ast.Constant(number + 1)
             if number > 1:
                 yield f"{number} → {number - 1}", ast.Constant(number - 1)
+        case ast.Set(elements):
+            for at, left_out in enumerate(elements):
+                rest = [*elements[:at], *elements[at + 1 :]]
+                yield f"without {ast.unparse(left_out)}", ast.Set(rest)
         case ast.Call(ast.Name(name), arguments, keywords) if name in _CALLS:
             other = ast.Name(_CALLS[name], ast.Load())
             yield f"{name} → {other.id}", ast.Call(other, arguments, keywords)

@@ -38,11 +38,11 @@ SURVIVORS = HERE / "survivors.toml"
 EDGE = ("test_validator", "test_hot_path", "test_never_stale", "test_quotas", "test_rates")
 TESTS: dict[str, tuple[str, ...]] = {
     "tokens": ("test_tokens",),
-    "pricing": ("test_credits",),
+    "pricing": ("test_pricing",),
     "quotas": ("test_quotas", "test_quota_sync"),
-    "edge.decision": ("test_validator", "test_offline", "test_rates", "test_oauth_clients"),
+    "edge.decision": ("test_decision", "test_validator"),
     "edge.rates": ("test_rates",),
-    "edge.guard": ("test_offline",),
+    "edge.guard": ("test_guard",),
     "edge.leases": ("test_quotas",),
     "edge.slow": (
         *EDGE,
