@@ -155,6 +155,8 @@ def _other_statements(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
             yield "continue → break", ast.Break()
         case ast.Break():
             yield "break → continue", ast.Continue()
+        case ast.Return(ast.Constant(False)):
+            pass  # (to who asks, None is the same)
         case ast.Return(value) if value is not None and not _is_none(value):
             yield "return None", ast.Return(ast.Constant(None))
         case ast.Expr() | ast.Raise() | ast.AugAssign() | ast.Return() | ast.Delete():

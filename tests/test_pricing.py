@@ -76,6 +76,5 @@ def test_a_part_of_a_nano_credit_is_charged_whole(a: int, b: int, c: int, d: int
     assert 0 <= pricing.cost(a, b, c, d) - exact < 1
 
 
-def test_the_sum_of_two_amounts_fits_into_64_bits() -> None:
-    assert pricing.NANO == 10**9
-    assert 2 * pricing.MAX_NANO == 2**63
+def test_a_credit_is_1e9_nano_credits_and_no_amount_is_above_2_to_the_62() -> None:
+    assert (pricing.NANO, pricing.MAX_NANO) == (10**9, 2**62)
