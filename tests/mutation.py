@@ -43,7 +43,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "edge.decision": ("test_decision", "test_validator"),
     "edge.rates": ("test_rates",),
     "edge.guard": ("test_guard",),
-    "edge.leases": ("test_quotas",),
+    "edge.leases": ("test_leases",),
     "edge.slow": (
         *EDGE,
         "test_offline",
@@ -57,7 +57,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sync.files_source": ("test_files_attacks", "test_rotation", "test_offline", "test_scope"),
 }
 """The tests of each module that are to notice, without those that need a server."""
-SERVERS = {"postgres_url", "moto_server", "seaweedfs_server"}
+SERVERS = {"postgres_url", "moto_server", "seaweedfs_server", "postgres", "moto", "seaweedfs"}
 CPU_SECONDS = 30
 """A mutant that takes more never ends, nor does one that lasts ten times as long and waits."""
 PASSED, FAILED, BROKEN = 0, 1, 99
@@ -128,7 +128,7 @@ class Runner:
         self.survivors: list[Mutant] = []
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [one for one in items if not SERVERS & set(getattr(one, "fixturenames", ()))]
+        items[:] = [one for one in items if not _needs_a_server(one)]
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         gc.collect()
@@ -179,6 +179,12 @@ class Runner:
             return int(pytest.main([*QUIET, *(one.nodeid for one in items)]))
         _function(self._module, mutant.owner).__code__ = _code(code, mutant.owner)
         return _run_all(items)
+
+
+def _needs_a_server(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    parameters = {str(one) for one in call.params.values()} if call else set[str]()
+    return bool(SERVERS & {*getattr(item, "fixturenames", ()), *parameters})
 
 
 def _run_all(items: list[pytest.Item]) -> int:
