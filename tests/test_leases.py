@@ -145,8 +145,10 @@ def test_to_ask_takes_nothing_and_one_unit_is_enough(origin: Origin) -> None:
     assert process.take(0) == (True, False)
     assert process.take(999, is_buffered=False)[0]
     assert process.take(0) == (True, False)
+    assert Process(origin).take(0) == (True, True)
     assert process.take(1, is_buffered=False)[0]
     assert process.take(0) == (False, False)
+    assert Process(origin).take(0) == (False, True)
 
 
 def test_what_is_used_up_is_asked_for_again_only_after_a_commit(origin: Origin) -> None:
