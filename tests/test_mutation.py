@@ -71,8 +71,8 @@ def test_each_survivor_that_is_explained_is_still_a_mutant(module: str) -> None:
     ("options", "code", "row"),
     [
         # of a function, of a class or a property, and of the module
-        (["--only", "return Shape."], 0, "tokens 3 3 0 0"),
-        (["--only", "_CHECKSUM_WIDTH = 6 [6 → 7]"], 0, "tokens 1 1 0 0"),
+        (["--only", "return Shape"], 0, "tokens 3 3 0 0"),
+        (["--only", "^module: _CHECKSUM_WIDTH = .* 7"], 0, "tokens 1 1 0 0"),
         # nobody calls it
         (["--only", "return Shape.OURS", "--tests", "test_clock"], 1, "tokens 1 0 1 0"),
     ],
