@@ -40,7 +40,7 @@ EDGE = ("test_validator", "test_hot_path", "test_never_stale", "test_quotas", "t
 TESTS: dict[str, tuple[str, ...]] = {
     "tokens": ("test_tokens",),
     "pricing": ("test_pricing",),
-    "quotas": ("test_quotas", "test_quota_sync"),
+    "quotas": ("test_settling", "test_leases", "test_quotas"),
     "edge.decision": ("test_decision", "test_validator"),
     "edge.rates": ("test_rates",),
     "edge.guard": ("test_guard",),

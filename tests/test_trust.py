@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from securesystemslib.exceptions import StorageError
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Timestamp
+from tuf.api.metadata import Metadata, Root, Timestamp
 from tuf.api.serialization import DeserializationError
 
 from keystore import Store, errors
-from keystore.sync import repository, rotation
+from keystore.sync import repository, repository_keys, rotation
 from keystore.sync.folder import Folder
 from keystore.sync.trust import Trusted, tuf_errors
 from tests.signed import Site
@@ -156,6 +156,32 @@ def test_another_repository_is_named_as_such_and_a_broken_first_root_is_not(
     with pytest.raises(errors.UntrustedRepositoryError) as caught:
         client.refresh()
     assert caught.value.code == "untrusted_repository"
+
+
+def test_each_key_that_was_ever_replaced_is_known_as_such_and_no_other(
+    site: Site, client: Client, tmp_path: Path
+) -> None:
+    site.publish()
+    thieves = []
+    for number in range(2):
+        shutil.copy(site.keys / "online.pem", tmp_path / f"{number}.pem")
+        thieves.append(repository_keys._load(tmp_path / f"{number}.pem"))
+        rotation.rotate(Folder(site.folder), site.keys, root_key=None, online=True, root=False)
+    client.refresh()
+    path = site.folder / TIMESTAMP
+    nobody = repository_keys.make_next(tmp_path / "nobody.pem")
+    for thief, code in (
+        (nobody, "untrusted_repository"),
+        *((one, "revoked_key") for one in thieves),
+    ):
+        timestamp = Metadata[Timestamp].from_bytes(path.read_bytes())
+        timestamp.signed.version += 1
+        timestamp.signatures.clear()
+        timestamp.sign(thief)
+        path.write_bytes(timestamp.to_bytes())
+        with pytest.raises(errors.UntrustedRepositoryError) as caught:
+            client.refresh()
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"signatures": 7}', '{"signatures": [7]}'])
