@@ -184,14 +184,21 @@ def test_each_key_that_was_ever_replaced_is_known_as_such_and_no_other(
         assert caught.value.code == code
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"signatures": 7}', '{"signatures": [7]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"signatures": 7}', '{"signatures": [7]}', '[{"signatures": 7}]'),
+        pytest.param("[" * 100_000, id="nested"),
+    ],
+)
 def test_a_timestamp_that_names_no_signers_is_not_signed(
     site: Site, client: Client, text: str
 ) -> None:
     error = exceptions.UnsignedMetadataError("timestamp")
     (site.folder / TIMESTAMP).write_text(text)
     (client._folder / "root_history").mkdir(parents=True)
-    (client._folder / "root_history" / "1.root.json").write_bytes(site.root)
+    for version in (1, 2):
+        (client._folder / "root_history" / f"{version}.root.json").write_bytes(site.root)
     with (
         pytest.raises(errors.UntrustedRepositoryError) as caught,
         tuf_errors(Folder(site.folder), site.root, client._folder),
