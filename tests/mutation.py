@@ -36,7 +36,6 @@ from tests.mutants import Mutant, mutants_of, mutated
 
 HERE = Path(__file__).parent
 SURVIVORS = HERE / "survivors.toml"
-EDGE = ("test_validator", "test_hot_path", "test_never_stale", "test_quotas", "test_rates")
 TESTS: dict[str, tuple[str, ...]] = {
     "tokens": ("test_tokens",),
     "pricing": ("test_pricing",),
@@ -46,13 +45,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "edge.guard": ("test_guard",),
     "edge.leases": ("test_leases",),
     "edge.slow": (
-        *EDGE,
-        "test_offline",
-        "test_oauth_clients",
-        "test_edge_faults",
-        "test_usage_loss",
+        *("test_tokens", "test_fast_way", "test_hot_path", "test_validator", "test_quotas"),
+        *("test_offline", "test_oauth_clients", "test_edge_faults", "test_never_stale"),
     ),
-    "edge.validator": (*EDGE, "test_offline", "test_oauth_clients"),
+    "edge.validator": ("test_fast_way", "test_oauth_clients", "test_hot_path", "test_offline"),
     "sync.replay": ("test_target_contract", "test_offline", "test_files"),
     "sync.trust": (
         "test_trust",

@@ -142,6 +142,17 @@ def test_a_cost_that_could_not_be_counted_is_refused_on_the_fast_way_too(
         assert validator.pending == 6
 
 
+def test_what_is_no_text_passes_nowhere_and_raises_nothing(store: Store, token: str) -> None:
+    sent: list[Any] = [None, b"bytes", 7, ["x"]]
+    with Validator(store.file.path) as validator:
+        warm(validator, {"token": token})
+        for one in sent:
+            assert not validator.check(one).allowed
+            assert not validator.check_client(one, "x").allowed
+            assert not validator.check_client("x", one).allowed
+        assert validator.check(token).allowed
+
+
 @pytest.mark.parametrize("check", [{}, {"cost": 2}, {"service": "tts"}, {"ip": HERE}])
 def test_no_more_wait_than_may_be_lost_whichever_way_they_came(
     store: Store, token: str, check: dict[str, Any]

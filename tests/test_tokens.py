@@ -116,6 +116,21 @@ def test_a_string_of_512_characters_may_be_a_token_and_a_longer_one_is_none() ->
     assert is_malformed(ClientCredentials("x", "x" * 513), tokens.DEFAULT_PREFIX)
 
 
+@pytest.mark.parametrize(
+    ("client_id", "secret", "is_bad"),
+    [
+        *(("x", "", True), ("", "x", True), ("x", "x", False)),
+        *(("a\ud800", "x", True), ("\udfff", "x", True)),
+        *(("\ud7ff", "x", False), ("\ue000", "x", False), ("x", "\ud800", False)),
+    ],
+)
+def test_a_client_is_malformed_that_cannot_even_be_asked_for(
+    client_id: str, secret: str, is_bad: bool
+) -> None:
+    credentials = ClientCredentials(client_id, secret)
+    assert is_malformed(credentials, tokens.DEFAULT_PREFIX) is is_bad
+
+
 def test_a_clients_secret_is_no_token_and_has_a_checksum_of_its_own() -> None:
     secret = tokens.new_client_secret("acme-")
     assert re.fullmatch(r"acme-client-[0-9A-Za-z]{33}", secret)
