@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         *("test_offline", "test_oauth_clients", "test_edge_faults", "test_never_stale"),
     ),
     "edge.validator": ("test_fast_way", "test_oauth_clients", "test_hot_path", "test_offline"),
-    "sync.replay": ("test_target_contract", "test_offline", "test_files"),
+    "sync.replay": ("test_replay", "test_target_contract", "test_offline", "test_files"),
     "sync.trust": (
         "test_trust",
         "test_rotation::test_the_old_online_key_counts_no_more",
