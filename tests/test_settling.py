@@ -104,10 +104,11 @@ def test_a_renewal_is_due_and_comes_before_what_was_used_after_it(
     origin: Store, renewal: str
 ) -> None:
     key = origin.keys()[0].api_key
-    for act in (
+    acts: list[Callable[[], bool]] = [
         lambda: settle_own(origin),
         lambda: written(origin, quotas.deduct, [], NOON),
-    ):
+    ]
+    for act in acts:
         origin.set_quota(key, "tts", 100, renewal=renewal)
         origin.file.conn.execute(
             "UPDATE APIKeyServiceQuotas SET remaining_quota = 1, renewed_at = '2026-10-20 00:00:00'"

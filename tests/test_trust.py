@@ -125,7 +125,7 @@ def test_what_is_held_and_has_expired_is_not_used_though_nothing_is_new(
     monkeypatch.setattr(kind, "is_expired", lambda *_: True)
     with pytest.raises(errors.ExpiredRepositoryError) as caught:
         client.refresh()
-    command = {Timestamp: "keystore sync", Root: "keystore repo renew"}[kind]
+    command = "keystore repo renew" if kind is Root else "keystore sync"
     assert command in caught.value.hint
 
 
