@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: venv demo test lint bench fuzz docs proxies lock clean
+.PHONY: venv demo test lint bench fuzz mutation docs proxies lock clean
 
 venv: $(READY)
 
@@ -38,6 +38,9 @@ fuzz: venv ## the parsers of what clients send, with a coverage-guided fuzzer (P
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
 	$(BIN)/python -m tests.fuzz http $(FUZZ_SECONDS)
 	$(BIN)/python -m tests.fuzz tokens $(FUZZ_SECONDS)
+
+mutation: venv ## mistakes in the modules that decide, each of which a test must notice (an hour)
+	$(BIN)/python -m tests.mutation $(MODULES)
 
 docs: venv ## the documentation as HTML, warnings are errors
 	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs docs/_build/html

@@ -69,8 +69,8 @@ class Bucket:
                 assert left.remaining == int(self.level)
             else:
                 assert left.remaining in {whole, whole - 1}
-            missing = (self.rate.burst - self.level) / self.per_second
-            assert left.reset_seconds == pytest.approx(float(missing), rel=1e-3, abs=1e-3)
+        missing = (self.rate.burst - self.level) / self.per_second
+        assert left.reset_seconds == pytest.approx(float(missing), rel=1e-3, abs=1e-3)
 
 
 STEPS = st.lists(
@@ -143,6 +143,24 @@ def test_keys_whose_burst_is_whole_are_dropped_and_no_others(
         rates.take(key, fast)
         assert len(rates._times) <= 201
     assert all(rates.take(key, slow).retry_after for key in range(50))
+
+
+def test_many_keys_that_are_kept_are_seldom_looked_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rates_module, "MOST_KEYS", 100)
+    rates, looks = LocalRates(), 0
+    drop_whole = rates._drop_whole
+
+    def look(now: float) -> None:
+        nonlocal looks
+        looks += 1
+        drop_whole(now)
+
+    monkeypatch.setattr(rates, "_drop_whole", look)
+    for key in range(1000):
+        rates.take(key, Rate(1, 3600, 1))
+    assert looks < 10  # twice as many keys, one look more
 
 
 @pytest.fixture

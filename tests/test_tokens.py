@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystore import tokens
+from keystore.edge.decision import ClientCredentials
+from keystore.edge.slow import is_malformed
 from keystore.tokens import Shape
 
 KEY = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
@@ -84,6 +86,60 @@ def test_a_right_checksum_over_an_impossible_uuid_names_no_key() -> None:
     assert tokens.key_uuid(token) is None
 
 
+def test_a_right_checksum_over_strange_characters_names_no_key() -> None:
+    body = tokens.DEFAULT_PREFIX + "-" * 22 + "0" * 27
+    token = body + tokens._checksum(body)
+    assert tokens.shape(token) is Shape.OURS
+    assert tokens.key_uuid(token) is None
+
+
+def test_tokens_of_another_system_are_not_typing_errors_of_ours() -> None:
+    ours = tokens.build(KEY, 1)
+    as_long = tokens.build(KEY, 1, "another-app-")
+    assert len(as_long) == len(ours)
+    assert tokens.shape(as_long) is Shape.OTHER
+    assert tokens.shape(as_long[:-1] + "!") is Shape.OTHER
+    assert tokens.shape(ours[:-1]) is Shape.OTHER
+    assert tokens.shape(ours + "0") is Shape.OTHER
+
+
+def test_what_does_not_fit_into_a_token_is_refused() -> None:
+    tokens.build(KEY, 62**27 - 1)
+    with pytest.raises(ValueError, match="27"):
+        tokens.build(KEY, 62**27)
+
+
+def test_a_string_of_512_characters_may_be_a_token_and_a_longer_one_is_none() -> None:
+    assert not is_malformed("x" * 512, tokens.DEFAULT_PREFIX)
+    assert is_malformed("x" * 513, tokens.DEFAULT_PREFIX)
+    assert not is_malformed(ClientCredentials("x" * 512, "x" * 512), tokens.DEFAULT_PREFIX)
+    assert is_malformed(ClientCredentials("x", "x" * 513), tokens.DEFAULT_PREFIX)
+
+
+@pytest.mark.parametrize(
+    ("client_id", "secret", "is_bad"),
+    [
+        *(("x", "", True), ("", "x", True), ("x", "x", False)),
+        *(("a\ud800", "x", True), ("\udfff", "x", True)),
+        *(("\ud7ff", "x", False), ("\ue000", "x", False), ("x", "\ud800", False)),
+    ],
+)
+def test_a_client_is_malformed_that_cannot_even_be_asked_for(
+    client_id: str, secret: str, is_bad: bool
+) -> None:
+    credentials = ClientCredentials(client_id, secret)
+    assert is_malformed(credentials, tokens.DEFAULT_PREFIX) is is_bad
+
+
+def test_a_clients_secret_is_no_token_and_has_a_checksum_of_its_own() -> None:
+    secret = tokens.new_client_secret("acme-")
+    assert re.fullmatch(r"acme-client-[0-9A-Za-z]{33}", secret)
+    assert tokens.decode62(secret[-6:]) == binascii.crc32(secret[:-6].encode())
+    assert tokens.decode62(secret[-33:-6]) < 2**160
+    assert tokens.shape(secret, "acme-") is Shape.OTHER
+    assert tokens.new_client_secret("acme-") != secret
+
+
 def test_tokens_are_told_apart_by_prefix() -> None:
     token = tokens.build(KEY, 1, "acme-live-")
     assert tokens.shape(token, "acme-live-") is Shape.OURS
@@ -93,6 +149,11 @@ def test_tokens_are_told_apart_by_prefix() -> None:
 @pytest.mark.parametrize("prefix", ["", "-", "a", "acme", "a b-", "-acme-", "x" * 32 + "-", "é-"])
 def test_prefixes_that_would_blur_into_the_token_are_refused(prefix: str) -> None:
     assert not tokens.is_valid_prefix(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["a-", "sk-miro-api-", "A_b.9-", "0.", "x" * 31 + "_"])
+def test_prefixes_that_stand_apart_are_taken(prefix: str) -> None:
+    assert tokens.is_valid_prefix(prefix)
 
 
 def test_tokens_of_one_key_differ_in_all_160_bits_of_their_secret() -> None:
