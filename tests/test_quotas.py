@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from keystore import Reason, Store, Validator, quotas
+from keystore import Reason, Store, Validator, clock, quotas
 from keystore.quotas import LARGEST_LEASE, Consumed, deduct, period_of, renews_at, settle_own
 
 ADA = "ada@example.org"
@@ -168,6 +168,18 @@ def test_a_rotated_key_that_gets_a_quota_again_spends_its_own(store: Store, toke
         settle(store)
     assert spent == 10
     assert [quota.left for quota in store.quotas(new)] == [1000]
+
+
+def test_a_second_rotation_of_a_key_leaves_the_quota_with_its_first_successor(
+    store: Store, token: str
+) -> None:
+    heir = store.rotate_key(token).key
+    store.set_key_status(token, "assigned")
+    store.rotate_key(token)
+    with store.file.write() as conn:  # what an edge has used before, and tells now
+        hour = clock.utc_text(time.time() + 3600)
+        deduct(conn, [Consumed(1, 1, hour, 10)], time.time())
+    assert [quota.remaining_quota for quota in store.quotas(heir.api_key)] == [990]
 
 
 @pytest.mark.parametrize("is_service", [False, True])

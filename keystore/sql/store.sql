@@ -173,7 +173,9 @@ WHERE api_key_id = :old;
 UPDATE QuotaSuccessors SET successor_id = :new WHERE successor_id = :old;
 
 -- name: add_successor
-INSERT INTO QuotaSuccessors (api_key_id, successor_id) VALUES (:old, :new)
+-- (A key that was rotated before, and has no quota since, keeps the successor that has them.)
+INSERT INTO QuotaSuccessors (api_key_id, successor_id)
+SELECT :old, :new WHERE EXISTS (SELECT 1 FROM APIKeyServiceQuotas WHERE api_key_id = :new)
 ON CONFLICT (api_key_id) DO UPDATE SET successor_id = excluded.successor_id;
 
 -- name: plan_quotas
