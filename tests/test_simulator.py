@@ -23,7 +23,7 @@ from keystore.sync.protocols import Usage
 from keystore.testing.fleet import crowd, history, steps
 from keystore.testing.fleet.history import Outcome
 
-SEEDS = int(os.environ.get("KEYSTORE_FLEET_SEEDS", "40"))
+SEEDS = int(os.environ.get("KEYSTORE_FLEET_SEEDS", "20"))
 STEPS = 200
 AT_ONCE = 10
 
