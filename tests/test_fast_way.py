@@ -93,18 +93,22 @@ def test_the_fast_way_counts_each_unit_of_each_check(store: Store, token: str) -
 
 
 @pytest.mark.parametrize("costs", [(1,), (2,), (1, 3), (7, 1, 1)])
+@pytest.mark.parametrize("is_rated", [False, True])
 def test_the_fast_way_spends_no_unit_that_is_not_there(
-    store: Store, token: str, costs: tuple[int, ...]
+    store: Store, token: str, costs: tuple[int, ...], is_rated: bool
 ) -> None:
-    store.set_quota(token, "tts", 40)
+    store.set_quota(token, "tts", 400)  # (a sixteenth is leased at once)
+    if is_rated:
+        store.add_plan("rated", rate_limit=10_000, rate_window_seconds=3600)
+        store.change_account(ADA, plan="rated")
     spent = 0
     with Validator(store.file.path) as validator:
-        for _ in range(50):
+        for _ in range(410):
             for cost in costs:
                 decision = validator.check(token, service="tts", cost=cost)
                 spent += cost * decision.allowed
                 assert decision.reason in {Reason.OK, Reason.QUOTA_EXCEEDED}
-    assert 40 - min(costs) < spent <= 40
+    assert 400 - min(costs) < spent <= 400
     assert logged(store) == {1: spent}
 
 

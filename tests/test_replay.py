@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from keystore import Store
-from keystore.db import open_store
+from keystore.db import StoreFile, open_store
 from keystore.doctor import examine
-from keystore.errors import IncompleteStateError
+from keystore.errors import IncompleteStateError, StaleTargetError
 from keystore.sync import digest, engine, targets
 from keystore.sync.engine import Report
 from keystore.sync.files_source import FileSource
@@ -143,6 +143,115 @@ def test_a_first_pull_says_how_far_it_is(hub: Told, tmp_path: Path) -> None:
     assert said == sorted(said, key=lambda one: one[0])
     assert said[-1] == (report.pulled, report.pulled)
     assert said[0][1] == report.pulled
+
+
+def test_a_later_pull_says_how_far_it_is_and_of_how_much_if_that_is_known(
+    store: Store, hub: Told, path: Path
+) -> None:
+    said: list[tuple[int, int | None]] = []
+
+    def progress(*one: int | None) -> None:
+        said.append((one[0] or 0, one[1]))
+
+    plan = store.add_plan("goes")
+    engine.push(store.file, hub, "hub:", Report(""))
+    with open_store(path) as replica:
+        engine.pull(replica, hub, "hub:", Report(""), on_progress=progress)
+        assert said[-1] == (1, None)
+        store.remove_plan(plan.name)
+        store.add_plan("comes")
+        engine.push(store.file, hub, "hub:", Report(""))
+        said.clear()
+        engine.pull(replica, hub, "hub:", Report(""), on_progress=progress)
+        assert said[-1] == (2, None)
+        said.clear()
+        hub.is_everything = True
+        engine.pull(replica, hub, "hub:", Report(""), on_progress=progress)
+        (total,) = {whole for _, whole in said}
+        assert said[-1] == (total, total)
+
+
+def states(replica: StoreFile) -> dict[str, str | None]:
+    return dict(replica.conn.execute("SELECT target_id, source_state FROM SyncTargets"))
+
+
+def test_of_two_cuts_of_one_time_the_second_counts_and_an_earlier_one_leaves_no_word(
+    hub: Told, path: Path
+) -> None:
+    with open_store(path) as replica:
+        for state in ("{}", '{"root": "1"}'):
+            hub.says = {"source_state": state, "valid_until": "2031-01-01 00:00:00"}
+            engine.pull(replica, hub, "hub:", Report(""))
+            assert states(replica) == {hub.target_id: state}
+            assert replica.info().valid_until == "2031-01-01 00:00:00"
+        hub.says = {"source_state": "{}", "as_of_at": "2001-01-01 00:00:00"}
+        engine.pull(replica, hub, "hub:", Report(""))
+        assert states(replica) == {hub.target_id: '{"root": "1"}'}
+        assert replica.info().valid_until == "2031-01-01 00:00:00"
+
+
+def test_the_first_word_of_a_target_that_says_nothing_new_is_kept(
+    store: Store, hub: Told, path: Path
+) -> None:
+    other = Told()
+    engine.push(store.file, other, "other:", Report(""))
+    other.says = {"source_state": "{}", "as_of_at": "2001-01-01 00:00:00"}
+    with open_store(path) as replica:
+        engine.pull(replica, other, "other:", Report(""))
+        assert states(replica) == {hub.target_id: None, other.target_id: "{}"}
+
+
+def test_a_target_is_told_that_another_one_has_brought_the_rows(
+    store: Store, hub: Told, path: Path
+) -> None:
+    other = Told()
+    engine.push(store.file, other, "other:", Report(""))
+    hub.says = other.says = {"source_state": "{}"}
+    with open_store(path) as replica:
+        engine.pull(replica, hub, "hub:", Report(""))
+        engine.pull(replica, other, "other:", Report(""))
+        assert states(replica) == {hub.target_id: '{"overtaken":""}', other.target_id: "{}"}
+
+
+def test_a_cut_that_is_older_than_what_is_held_is_refused(hub: Told, path: Path) -> None:
+    with open_store(path) as replica:
+        before = replica.info()
+        hub.says = {"as_of_change": (before.as_of_change or 0) - 1}
+        with pytest.raises(StaleTargetError):
+            engine.pull(replica, hub, "hub:", Report(""))
+        assert replica.info() == before
+
+
+def test_rows_that_contradict_each_other_are_refused_and_orphans_are_not(
+    store: Store, hub: Told, path: Path
+) -> None:
+    conn = store.file.conn
+    conn.execute("PRAGMA foreign_keys = OFF")
+    conn.execute("DELETE FROM Accounts")
+    engine.push(store.file, hub, "hub:", Report(""))
+    with open_store(path) as replica:
+        engine.pull(replica, hub, "hub:", Report(""))
+        before = digest.digest_store(replica)
+        assert before == digest.digest_store(store.file)
+        for name in ("one", "two"):
+            store.add_plan(name)
+        engine.push(store.file, hub, "hub:", Report(""))
+        for held in hub._stores.values():
+            for record, (change, row) in held.rows.items():
+                if row[1] == "two":
+                    held.rows[record] = (change, (row[0], "one", *row[2:]))
+        with pytest.raises(IncompleteStateError, match="do not fit together"):
+            engine.pull(replica, hub, "hub:", Report(""))
+        assert digest.digest_store(replica) == before
+        assert replica.conn.execute("PRAGMA foreign_keys").fetchone() == (1,)
+    conn.execute("DELETE FROM APIKeys")  # the doctor looks at this store afterwards
+
+
+def test_a_new_replica_of_a_hub_lets_nobody_write_what_comes_from_its_origin(path: Path) -> None:
+    with open_store(path) as replica:
+        assert examine(replica) == []
+        with pytest.raises(Exception, match="read-only replica"):
+            replica.conn.execute("UPDATE Plans SET name = 'another'")
 
 
 def test_a_pull_passes_its_steps_in_their_order(store: Store, hub: Told, path: Path) -> None:
