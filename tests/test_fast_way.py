@@ -158,6 +158,20 @@ def test_what_is_remembered_for_one_service_or_address_is_not_for_another(
             assert validator.check(bound, cost=cost).reason is Reason.NETWORK
 
 
+def test_a_client_that_is_remembered_takes_the_fast_way_and_counts_one_unit(store: Store) -> None:
+    secret = store.add_oauth_client(ADA, client_id="app").secret
+    with Validator(store.file.path) as validator:
+        for _ in range(3):
+            assert validator.check_client("app", secret).allowed
+        before = validator.slow_checks
+        for _ in range(4):
+            assert validator.check_client("app", secret).allowed
+        assert validator.check_client("app", secret, cost=10).allowed
+        assert validator.slow_checks == before
+        assert validator.cached == 1
+    assert logged(store) == {None: 17}
+
+
 @pytest.mark.parametrize("cost", [-1, slow.MAX_COST + 1])
 def test_a_cost_that_could_not_be_counted_is_refused_on_the_fast_way_too(
     store: Store, token: str, cost: int
