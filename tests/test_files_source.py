@@ -14,6 +14,7 @@ from keystore.errors import ForeignOriginError, TargetNotReadyError
 from keystore.sync import digest, files_source
 from keystore.sync.files_source import FileSource
 from keystore.sync.repository_format import Scope, terms_of
+from keystore.sync.trust import Trusted
 from tests.repositories import Shelf
 
 ADA = "ada@example.org"
@@ -63,8 +64,14 @@ def test_a_new_replica_has_what_came_after_the_snapshot(shelf: Shelf, store: Sto
             assert digest.digest_store(replica) == digest.digest_store(store.file)
 
 
-def test_what_offers_nothing_yet_is_not_ready(store: Store, tmp_path: Path) -> None:
+def test_what_offers_nothing_yet_is_not_ready(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty = Shelf(store, tmp_path)
+    with pytest.raises(TargetNotReadyError), source(empty).pull(None, None):
+        pass
+    empty.publish()
+    monkeypatch.setattr(Trusted, "state", lambda _: None)  # signed, and no snapshot among it
     with pytest.raises(TargetNotReadyError), source(empty).pull(None, None):
         pass
 
