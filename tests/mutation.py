@@ -48,15 +48,27 @@ TESTS: dict[str, tuple[str, ...]] = {
         *("test_tokens", "test_fast_way", "test_hot_path", "test_validator", "test_quotas"),
         *("test_offline", "test_oauth_clients", "test_edge_faults", "test_never_stale"),
     ),
-    "edge.validator": ("test_fast_way", "test_oauth_clients", "test_hot_path", "test_offline"),
-    "sync.replay": ("test_replay", "test_target_contract", "test_offline", "test_files"),
+    "edge.validator": (
+        "test_fast_way",
+        "test_hot_path::test_a_key_expires_to_the_second_on_the_fast_way",
+        "test_offline::test_in_the_grace_a_check_passes_and_says_until_when",
+        "test_offline::test_a_pull_is_seen_by_the_next_check_and_the_replica_goes_on",
+        "test_offline::test_a_clock_that_is_set_back_makes_no_data_look_new",
+        "test_offline::test_a_clock_that_is_behind_counts_as_an_age_from_the_start",
+        "test_offline::test_the_mark_is_written_with_usage_and_otherwise_every_ten_minutes",
+        "test_offline::test_a_mark_that_cannot_be_written_changes_no_answer_and_is_tried_again",
+    ),
+    "sync.replay": ("test_replay",),
     "sync.trust": (
         "test_trust",
         "test_rotation::test_the_old_online_key_counts_no_more",
         "test_files_attacks::test_metadata_that_are_not_the_newest_ones_signed_are_refused",
         "test_files_attacks::test_looking_for_the_reason_of_a_refusal_reads_no_endless_answer",
     ),
-    "sync.files_source": ("test_files_attacks", "test_rotation", "test_offline", "test_scope"),
+    "sync.files_source": (
+        *("test_files_source", "test_files"),
+        "test_replay::test_a_replica_of_signed_files_is_whole_from_the_start_and_one_of_its_own",
+    ),
 }
 """The tests of each module that are to notice, without those that need a server."""
 SERVERS = {"postgres_url", "moto_server", "seaweedfs_server", "postgres", "moto", "seaweedfs"}

@@ -175,6 +175,19 @@ def test_a_writer_that_holds_the_lock_for_long_stops_no_check(
     assert store.status().usage_total == 42
 
 
+@pytest.mark.parametrize(("checks", "said"), [(1, "1 check is"), (3, "3 checks is")])
+def test_who_closes_what_cannot_be_written_is_told_how_much_is_lost(
+    store: Store, asked: Asked, monkeypatch: pytest.MonkeyPatch, checks: int, said: str
+) -> None:
+    monkeypatch.setattr("keystore.db.BUSY_TIMEOUT_SECONDS", 0.0)
+    validator = Validator(store.file.path)
+    for _ in range(checks):
+        assert validator.check(asked.met).allowed
+    with store.file.write(), pytest.raises(StoreBusyError) as caught:
+        validator.close()
+    assert caught.value.__notes__ == [f"The usage of {said} lost."]
+
+
 def test_an_exclusive_lock_without_a_wal_is_not_now_until_it_ends(
     store: Store, asked: Asked
 ) -> None:

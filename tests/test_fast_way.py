@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -91,19 +93,45 @@ def test_the_fast_way_counts_each_unit_of_each_check(store: Store, token: str) -
 
 
 @pytest.mark.parametrize("costs", [(1,), (2,), (1, 3), (7, 1, 1)])
+@pytest.mark.parametrize("is_rated", [False, True])
 def test_the_fast_way_spends_no_unit_that_is_not_there(
-    store: Store, token: str, costs: tuple[int, ...]
+    store: Store, token: str, costs: tuple[int, ...], is_rated: bool
 ) -> None:
-    store.set_quota(token, "tts", 40)
+    store.set_quota(token, "tts", 400)  # (a sixteenth is leased at once)
+    if is_rated:
+        store.add_plan("rated", rate_limit=10_000, rate_window_seconds=3600)
+        store.change_account(ADA, plan="rated")
     spent = 0
     with Validator(store.file.path) as validator:
-        for _ in range(50):
+        for _ in range(410):
             for cost in costs:
                 decision = validator.check(token, service="tts", cost=cost)
                 spent += cost * decision.allowed
                 assert decision.reason in {Reason.OK, Reason.QUOTA_EXCEEDED}
-    assert 40 - min(costs) < spent <= 40
+    assert 400 - min(costs) < spent <= 400
     assert logged(store) == {1: spent}
+
+
+def test_with_a_cost_of_0_a_check_passes_for_as_long_as_a_unit_is_left(
+    store: Store, token: str
+) -> None:
+    store.set_quota(token, "tts", 40)
+    with Validator(store.file.path) as validator:
+        for spent in range(1, 41):
+            assert validator.check(token, service="tts").allowed
+            for _ in range(2):
+                asked = validator.check(token, service="tts", cost=0)
+                assert asked.allowed is (spent < 40)
+
+
+@pytest.mark.parametrize("check", [{}, {"service": "tts"}])
+def test_one_unit_of_what_is_remembered_waits_for_no_other_thread(
+    store: Store, token: str, check: dict[str, Any]
+) -> None:
+    with Validator(store.file.path) as validator:
+        warm(validator, {"token": token, **check})
+        with ThreadPoolExecutor(1) as pool, validator._lock:
+            assert pool.submit(validator.check, token, **check).result(timeout=5).allowed
 
 
 def test_without_a_service_the_fast_way_spends_nothing(store: Store, token: str) -> None:
@@ -130,6 +158,20 @@ def test_what_is_remembered_for_one_service_or_address_is_not_for_another(
             assert validator.check(bound, cost=cost).reason is Reason.NETWORK
 
 
+def test_a_client_that_is_remembered_takes_the_fast_way_and_counts_one_unit(store: Store) -> None:
+    secret = store.add_oauth_client(ADA, client_id="app").secret
+    with Validator(store.file.path) as validator:
+        for _ in range(3):
+            assert validator.check_client("app", secret).allowed
+        before = validator.slow_checks
+        for _ in range(4):
+            assert validator.check_client("app", secret).allowed
+        assert validator.check_client("app", secret, cost=10).allowed
+        assert validator.slow_checks == before
+        assert validator.cached == 1
+    assert logged(store) == {None: 17}
+
+
 @pytest.mark.parametrize("cost", [-1, slow.MAX_COST + 1])
 def test_a_cost_that_could_not_be_counted_is_refused_on_the_fast_way_too(
     store: Store, token: str, cost: int
@@ -143,13 +185,21 @@ def test_a_cost_that_could_not_be_counted_is_refused_on_the_fast_way_too(
 
 
 def test_what_is_no_text_passes_nowhere_and_raises_nothing(store: Store, token: str) -> None:
-    sent: list[Any] = [None, b"bytes", 7, ["x"]]
+    client = store.add_oauth_client(ADA, client_id="app")
+    sent: list[Any] = [None, b"bytes", 7, ["x"], "\ud800"]
+    no_text: Any = ["tts"]
     with Validator(store.file.path) as validator:
-        warm(validator, {"token": token})
         for one in sent:
+            warm(validator, {"token": token})
             assert not validator.check(one).allowed
             assert not validator.check_client(one, "x").allowed
-            assert not validator.check_client("x", one).allowed
+            assert not validator.check_client("app", one).allowed
+        for _ in range(2):
+            warm(validator, {"token": token})
+            assert not validator.check(token, service=no_text).allowed
+        for _ in range(3):
+            assert validator.check_client("app", client.secret).allowed
+        assert not validator.check_client("app", client.secret, service=no_text).allowed
         assert validator.check(token).allowed
 
 
@@ -206,3 +256,41 @@ def test_only_what_may_wait_leaves_the_event_loop(store: Store, token: str) -> N
         assert threads[:2] == [False, False]
         assert threads[-3:] == [True, True, False]
     assert sum(logged(store).values()) == 8
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, in the hands of a test."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_who_would_fill_the_buffer_or_flush_what_is_due_leaves_the_event_loop(
+    store: Store, token: str, ticks: list[float]
+) -> None:
+    with Validator(store.file.path, max_pending=5, max_seconds=8) as validator:
+        for pending in range(1, 5):
+            assert validator.check(token).allowed
+            assert validator.pending == pending
+            assert validator._may_wait(token) is (pending == 4)
+        validator.flush()
+        assert validator.check(token).allowed
+        for now, is_due in ((1007.5, False), (1008.0, True)):
+            ticks[0] = now
+            assert validator._may_wait(token) is is_due
+
+
+def test_a_timer_flushes_what_is_due_and_nothing_before(
+    store: Store, token: str, ticks: list[float]
+) -> None:
+    with Validator(store.file.path, max_seconds=8) as validator:
+        assert validator.flush_if_due() == 0
+        for _ in range(2):
+            assert validator.check(token).allowed
+        ticks[0] += 7.5
+        assert (validator.flush_if_due(), validator.pending) == (0, 2)
+        ticks[0] += 0.5
+        assert (validator.flush_if_due(), validator.pending) == (2, 0)
+        assert validator.flush_if_due() == 0
+        assert logged(store) == {None: 2}

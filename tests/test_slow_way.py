@@ -1,0 +1,170 @@
+"""The slow way of a check: what it looks at, when, and what it says of what it does not know."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keystore import Reason, Store, Validator, tokens
+from keystore.clock import seconds
+from keystore.db import open_store
+from keystore.edge import slow
+from keystore.sync import engine
+from keystore.sync.engine import Report
+from keystore.sync.memory import MemoryHub
+
+ADA = "ada@example.org"
+
+
+class Clock:
+    """The wall clock and the monotonic clock, in the hands of a test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = float(int(time.time()))
+        self.ticks = 1000.0
+        monkeypatch.setattr(time, "time", lambda: self.wall)
+        monkeypatch.setattr(time, "monotonic", lambda: self.ticks)
+
+    def go(self, seconds: float) -> None:
+        self.wall += seconds
+        self.ticks += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time stands still, and the path is looked at once in an hour."""
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 3600.0)
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def token(store: Store) -> str:
+    store.add_service("tts")
+    return store.issue_key(ADA).token
+
+
+@pytest.fixture
+def replica(store: Store, token: str, tmp_path: Path) -> Path:
+    hub = MemoryHub()
+    engine.push(store.file, hub, "hub:", Report(""))
+    engine.replicate(hub, "hub:", tmp_path / "replica.db", Report(""))
+    return tmp_path / "replica.db"
+
+
+def test_a_check_flushes_what_has_waited_for_long_enough(
+    store: Store, token: str, clock: Clock
+) -> None:
+    with Validator(store.file.path, max_seconds=8) as validator:
+        for _ in range(3):
+            assert validator.check(token).allowed
+        clock.go(7.5)
+        assert validator.check(token).allowed
+        assert validator.pending == 4
+        clock.go(0.5)
+        assert validator.check(token).allowed
+        assert validator.pending <= 1
+
+
+@pytest.mark.parametrize(("max_pending", "slow_checks"), [(1, 5), (100, 2)])
+def test_only_what_comes_again_and_may_wait_is_answered_without_a_look(
+    store: Store, token: str, clock: Clock, max_pending: int, slow_checks: int
+) -> None:
+    with Validator(store.file.path, max_pending=max_pending) as validator:
+        for _ in range(5):
+            assert validator.check(token).allowed
+        assert validator.slow_checks == slow_checks
+
+
+def test_where_nothing_may_wait_no_check_passes_that_cannot_be_counted(
+    store: Store, token: str, clock: Clock
+) -> None:
+    store.set_quota(token, "tts", 1000)
+    with Validator(store.file.path, max_pending=1) as validator:
+        for _ in range(3):
+            assert validator.check(token, service="tts").allowed
+        with store.file.write():
+            for _ in range(2):
+                assert validator.check(token).reason is Reason.UNAVAILABLE
+                assert validator.check(token, service="tts").reason is Reason.UNAVAILABLE
+                assert validator.trouble
+        assert validator.check(token, service="tts").allowed
+    assert store.quotas(token)[0].left == 996
+
+
+def test_what_cannot_be_a_token_is_told_from_what_nobody_knows(store: Store, token: str) -> None:
+    longest: Any = "x" * tokens.MAX_TOKEN_LENGTH
+    secret = store.add_oauth_client(ADA, client_id="app").secret
+    with Validator(store.file.path) as validator:
+        for sent, reason in (
+            (token[:-1] + ("a" if token[-1] != "a" else "b"), Reason.MALFORMED),
+            ("", Reason.MALFORMED),
+            (longest + "x", Reason.MALFORMED),
+            (longest, Reason.UNKNOWN),
+            ("x", Reason.UNKNOWN),
+        ):
+            assert validator.check(sent).reason is reason
+        for client_id, said, reason in (
+            ("app", "", Reason.MALFORMED),
+            ("", secret, Reason.MALFORMED),
+            ("app", longest + "x", Reason.MALFORMED),
+            (longest + "x", secret, Reason.MALFORMED),
+            ("app", longest, Reason.UNKNOWN),
+            ("x", "x", Reason.UNKNOWN),
+            ("\ud800", "x", Reason.MALFORMED),
+            ("a\udfff", "x", Reason.MALFORMED),
+        ):
+            assert validator.check_client(client_id, said).reason is reason
+
+
+def test_a_quota_that_is_used_up_is_asked_for_once(store: Store, token: str, clock: Clock) -> None:
+    store.set_quota(token, "tts", 2)
+    with Validator(store.file.path) as validator:
+        for _ in range(6):
+            last = validator.check(token, service="tts")
+        assert last.reason is Reason.QUOTA_EXCEEDED
+        ran: list[str] = []
+        for file in (validator._file, validator._writer):
+            file.conn.set_trace_callback(ran.append)
+        assert validator.check(token, service="tts").reason is Reason.QUOTA_EXCEEDED
+        assert not [one for one in ran if one.startswith("BEGIN IMMEDIATE")]
+
+
+def test_a_quota_that_is_removed_at_this_moment_is_none(
+    store: Store, token: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_quota(token, "tts", 1000)
+    with Validator(store.file.path) as validator:
+        assert validator.check(token).allowed
+        really = validator._leases.take
+
+        def late(*given: Any, **options: Any) -> bool:
+            store.file.conn.execute("DELETE FROM APIKeyServiceQuotas")
+            return really(*given, **options)
+
+        monkeypatch.setattr(validator._leases, "take", late)
+        assert validator.check(token, service="tts").reason is Reason.SERVICE
+
+
+def test_at_a_replica_an_age_is_a_second_old_at_most(
+    replica: Path, token: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 0.001)
+    with open_store(replica) as file:
+        since = seconds(file.info().as_of_at or "")
+    clock.go(10.0)
+    with Validator(replica) as validator:
+        for passed in (0.0, 0.25, 0.5, 0.5, 1.5, 2.5, 0.25):
+            clock.go(passed)
+            for _ in range(3):
+                found = validator.check(token).freshness
+                assert found is not None
+                assert 0.0 <= clock.wall - since - found.age_seconds <= 1.0
+
+
+def test_a_replica_that_has_nothing_yet_knows_nobody(replica: Path, token: str) -> None:
+    with open_store(replica) as file:
+        file.conn.execute("UPDATE StoreInfo SET as_of_change = NULL, as_of_at = NULL")
+    with Validator(replica) as validator:
+        for sent in (token, "another"):
+            assert validator.check(sent).reason is Reason.NOT_SYNCED
