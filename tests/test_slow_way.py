@@ -79,16 +79,17 @@ def test_only_what_comes_again_and_may_wait_is_answered_without_a_look(
 def test_where_nothing_may_wait_no_check_passes_that_cannot_be_counted(
     store: Store, token: str, clock: Clock
 ) -> None:
-    store.set_quota(token, "tts", 1000)
+    store.add_service("ocr")
+    store.set_quota(token, "ocr", 1000)
     with Validator(store.file.path, max_pending=1) as validator:
         for _ in range(3):
-            assert validator.check(token, service="tts").allowed
+            assert validator.check(token, service="ocr").allowed
         with store.file.write():
             for _ in range(2):
                 assert validator.check(token).reason is Reason.UNAVAILABLE
-                assert validator.check(token, service="tts").reason is Reason.UNAVAILABLE
+                assert validator.check(token, service="ocr").reason is Reason.UNAVAILABLE
                 assert validator.trouble
-        assert validator.check(token, service="tts").allowed
+        assert validator.check(token, service="ocr").allowed
     assert store.quotas(token)[0].left == 996
 
 
@@ -231,3 +232,27 @@ def test_an_answer_says_as_of_which_change_of_its_origin_it_is(
                 assert found is not None
                 assert found.as_of_change == changelog.head(store.file.conn)
                 assert found.age_seconds == 0.0
+
+
+def test_no_more_wait_than_may_be_lost_though_each_comes_for_the_first_time(
+    store: Store, clock: Clock
+) -> None:
+    issued = [store.issue_key(ADA).token for _ in range(12)]
+    with Validator(store.file.path, max_pending=5) as validator:
+        assert validator.flush() == 0
+        for one in issued:
+            assert validator.check(one).allowed
+            assert validator.pending < 5
+        assert validator.flush() == 2
+        assert validator.flush() == 0
+
+
+def test_a_replica_answers_without_a_look_for_a_second(
+    replica: Path, token: str, clock: Clock
+) -> None:
+    with Validator(replica, max_seconds=3600) as validator:
+        for _ in range(4):
+            assert validator.check(token).allowed
+        clock.go(0.75)
+        assert validator.check(token).allowed
+        assert validator.slow_checks == 2
