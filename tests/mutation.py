@@ -45,7 +45,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "edge.guard": ("test_guard",),
     "edge.leases": ("test_leases",),
     "edge.slow": (
-        *("test_tokens", "test_fast_way", "test_hot_path", "test_validator", "test_quotas"),
+        *("test_slow_way", "test_fast_way", "test_hot_path", "test_validator", "test_quotas"),
         *("test_offline", "test_oauth_clients", "test_edge_faults", "test_never_stale"),
     ),
     "edge.validator": (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keystore import Reason, Store, Validator, tokens
+from keystore import Reason, Store, Validator, changelog, tokens
 from keystore.clock import seconds
 from keystore.db import open_store
 from keystore.edge import slow
@@ -79,16 +79,17 @@ def test_only_what_comes_again_and_may_wait_is_answered_without_a_look(
 def test_where_nothing_may_wait_no_check_passes_that_cannot_be_counted(
     store: Store, token: str, clock: Clock
 ) -> None:
-    store.set_quota(token, "tts", 1000)
+    store.add_service("ocr")
+    store.set_quota(token, "ocr", 1000)
     with Validator(store.file.path, max_pending=1) as validator:
         for _ in range(3):
-            assert validator.check(token, service="tts").allowed
+            assert validator.check(token, service="ocr").allowed
         with store.file.write():
             for _ in range(2):
                 assert validator.check(token).reason is Reason.UNAVAILABLE
-                assert validator.check(token, service="tts").reason is Reason.UNAVAILABLE
+                assert validator.check(token, service="ocr").reason is Reason.UNAVAILABLE
                 assert validator.trouble
-        assert validator.check(token, service="tts").allowed
+        assert validator.check(token, service="ocr").allowed
     assert store.quotas(token)[0].left == 996
 
 
@@ -102,6 +103,7 @@ def test_what_cannot_be_a_token_is_told_from_what_nobody_knows(store: Store, tok
             (longest + "x", Reason.MALFORMED),
             (longest, Reason.UNKNOWN),
             ("x", Reason.UNKNOWN),
+            ("\ud800", Reason.UNKNOWN),
         ):
             assert validator.check(sent).reason is reason
         for client_id, said, reason in (
@@ -143,7 +145,8 @@ def test_a_quota_that_is_removed_at_this_moment_is_none(
             return really(*given, **options)
 
         monkeypatch.setattr(validator._leases, "take", late)
-        assert validator.check(token, service="tts").reason is Reason.SERVICE
+        found = validator.check(token, service="tts")
+        assert (found.allowed, found.reason) == (False, Reason.SERVICE)
 
 
 def test_at_a_replica_an_age_is_a_second_old_at_most(
@@ -168,3 +171,88 @@ def test_a_replica_that_has_nothing_yet_knows_nobody(replica: Path, token: str) 
     with Validator(replica) as validator:
         for sent in (token, "another"):
             assert validator.check(sent).reason is Reason.NOT_SYNCED
+
+
+def test_at_an_origin_an_answer_holds_until_something_is_changed(
+    store: Store, token: str, clock: Clock
+) -> None:
+    with Validator(store.file.path, max_seconds=3600) as validator:
+        for _ in range(3):
+            assert validator.check(token).allowed
+        for _ in range(3):
+            clock.go(100.0)
+            assert validator.check(token).allowed
+        assert validator.slow_checks == 2
+        store.revoke_key(token)
+        assert validator.check(token).reason is Reason.REVOKED
+
+
+def test_a_first_check_counts_as_much_as_may_be_for_its_key_and_account(
+    store: Store, token: str
+) -> None:
+    store.set_quota(token, "tts", 1 << 41)
+    with Validator(store.file.path) as validator:
+        assert validator.check(token, service="tts", cost=slow.MAX_COST).allowed
+        assert validator.check(token, cost=slow.MAX_COST).allowed
+    rows = store.file.conn.execute(
+        "SELECT principal_id, account_id, service_id, amount FROM UsageLog ORDER BY usage_id"
+    )
+    assert sorted(rows, key=str) == [(1, 1, 1, slow.MAX_COST), (1, 1, None, slow.MAX_COST)]
+
+
+def test_who_is_closed_keeps_no_file_open(store: Store, token: str) -> None:
+    validator = Validator(store.file.path)
+    assert validator.check(token).allowed
+    files = (validator._file, validator._writer)
+    validator.close()
+    for file in files:
+        with pytest.raises(Exception, match="closed"):
+            file.conn.execute("SELECT 1")
+
+
+def test_no_quota_that_is_renewed_lets_a_revoked_key_pass(
+    store: Store, token: str, clock: Clock
+) -> None:
+    store.set_quota(token, "tts", 5, renewal="monthly")
+    store.file.conn.execute("UPDATE APIKeyServiceQuotas SET renewed_at = '2001-01-01 00:00:00'")
+    store.revoke_key(token)
+    with Validator(store.file.path) as validator:
+        for service in (None, "tts"):
+            assert validator.check(token, service=service).reason is Reason.REVOKED
+
+
+def test_an_answer_says_as_of_which_change_of_its_origin_it_is(
+    store: Store, token: str, clock: Clock
+) -> None:
+    with Validator(store.file.path) as validator:
+        for name in ("one", "two", "three"):
+            store.file.conn.execute("INSERT INTO Providers (name) VALUES (?)", (name,))
+            for _ in range(3):
+                found = validator.check(token).freshness
+                assert found is not None
+                assert found.as_of_change == changelog.head(store.file.conn)
+                assert found.age_seconds == 0.0
+
+
+def test_no_more_wait_than_may_be_lost_though_each_comes_for_the_first_time(
+    store: Store, clock: Clock
+) -> None:
+    issued = [store.issue_key(ADA).token for _ in range(12)]
+    with Validator(store.file.path, max_pending=5) as validator:
+        assert validator.flush() == 0
+        for one in issued:
+            assert validator.check(one).allowed
+            assert validator.pending < 5
+        assert validator.flush() == 2
+        assert validator.flush() == 0
+
+
+def test_a_replica_answers_without_a_look_for_a_second(
+    replica: Path, token: str, clock: Clock
+) -> None:
+    with Validator(replica, max_seconds=3600) as validator:
+        for _ in range(4):
+            assert validator.check(token).allowed
+        clock.go(0.75)
+        assert validator.check(token).allowed
+        assert validator.slow_checks == 2
