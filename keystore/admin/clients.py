@@ -19,7 +19,7 @@ def _client_id(text: str) -> str:
     return text
 
 
-class ClientInput(BaseModel):
+class ClientInput(models.Input):
     """An OAuth client to add."""
 
     account: models.Email
