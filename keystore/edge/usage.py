@@ -4,8 +4,10 @@ What a crash can lose is what was counted since the last flush: at most ``max_pe
 none that is older than ``max_seconds``. With ``max_pending=1`` nothing is buffered: each check's
 usage is on disk before the check is answered, and a check whose usage cannot be written is not
 answered with yes. With more, a store that cannot be written (locked, full) does not stop the
-checks; their usage stays counted past the bound until it can. What is flushed is never lost and
-never written twice.
+checks; their usage stays counted past the bound until it can. Where it was another's lock, that is
+until the first check after its end: several workers on a slow disk hold it nearly all the time, and
+who came again after a quarter of a second would seldom find it free. What is flushed is never lost
+and never written twice.
 """
 
 import secrets
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from keystore import quotas, sql
 from keystore.db import StoreFile, scalar
 from keystore.edge.guard import ClockGuard
-from keystore.errors import KeystoreError
+from keystore.errors import KeystoreError, StoreBusyError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -51,6 +53,8 @@ class UsageBuffer:
         self._due_at: float | None = None
         self._merged = 0
         self._has_failed = False
+        self.waits_for_lock = False
+        """Whether the last flush has failed because another process held the write lock."""
         self.uses: list[Use | _Batch] = []
         """What was counted. Any thread may append a use without a lock, and answers its check if
         the list is shorter than :attr:`room` then."""
@@ -105,7 +109,7 @@ class UsageBuffer:
     def forget(self) -> None:
         """Drop what was counted: it is somebody else's to write."""
         del self.uses[:]
-        self._merged, self._has_failed, self._due_at = 0, False, None
+        self._merged, self._has_failed, self.waits_for_lock, self._due_at = 0, False, False, None
 
     def flush(self) -> int:
         """Write everything counted so far; return how many checks that were.
@@ -117,21 +121,25 @@ class UsageBuffer:
         flushed, had_failed = self.pending, self._has_failed
         retry = min(self._max_seconds, RETRY_SECONDS)
         self._has_failed, self._due_at = True, time.monotonic() + retry
-        with self._file.errors():
-            self._settle()
-            if had_failed:
-                self._merge()
-            uses = self._uses()
-            if uses:
-                batch = _Batch(len(uses), secrets.randbits(63), self._last_id())
-                # An exception may come from a signal, after the commit and before the next line.
-                # So the mark goes in one step with what it marks, and is looked for if it is still
-                # there. Until then the list stays as long as it is: who appends sees how much may
-                # be lost.
-                self.uses.insert(0, batch)
-                self._write(_sums(uses), batch.nonce)
-                self._drop(batch.size + 1)
-        self._has_failed, self._due_at = False, None
+        try:
+            with self._file.errors():
+                self._settle()
+                if had_failed:
+                    self._merge()
+                uses = self._uses()
+                if uses:
+                    batch = _Batch(len(uses), secrets.randbits(63), self._last_id())
+                    # An exception may come from a signal, after the commit and before the next
+                    # line. So the mark goes in one step with what it marks, and is looked for if it
+                    # is still there. Until then the list stays as long as it is: who appends sees
+                    # how much may be lost.
+                    self.uses.insert(0, batch)
+                    self._write(_sums(uses), batch.nonce)
+                    self._drop(batch.size + 1)
+        except KeystoreError as error:
+            self.waits_for_lock = isinstance(error, StoreBusyError)
+            raise
+        self._has_failed, self.waits_for_lock, self._due_at = False, False, None
         return flushed
 
     def _settle(self) -> None:
