@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from keystore import db, sql
@@ -265,6 +266,7 @@ def _page(table: Table, found: list[tuple[Any, ...]], repeats: bool) -> Page:
     return Page(table, [tuple(row) for row in rows], deleted, repeats)
 
 
+@cache
 def _fill(name: str, table: Table) -> str:
     columns = ", ".join(f"t.{column.name}" for column in table.columns)
     return _Q[name].format(table=table.name, id=table.id, columns=columns)

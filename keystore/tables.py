@@ -32,9 +32,9 @@ class Column:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # a hash of all columns is no key of a cache
 class Table:
-    """A tracked table; the first column is its internal id."""
+    """A tracked table; the first column is its internal id. Equal is only the very same."""
 
     name: str
     hub_name: str

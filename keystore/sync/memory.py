@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakSet
 
 from keystore.changelog import Page, Record
@@ -36,7 +37,10 @@ from keystore.tables import TRACKED, Table, WireRow
 
 @dataclass
 class _Held:
-    """One origin's rows, each with the change up to which the push went that last wrote it."""
+    """One origin's rows, each with the change up to which the push went that last wrote it.
+
+    A push makes a new one; what is held is never changed in place.
+    """
 
     origin: Origin
     acknowledged_change: int = 0
@@ -48,12 +52,37 @@ class _Held:
     counts: PageCounts = field(default_factory=dict)
 
     def digests(self) -> Buckets:
-        return digest.digest_pages(_page(self, table, None) for table in TRACKED)
+        return dict(self._digests)
 
     def bucket_pages(self, buckets: Collection[Bucket]) -> Iterator[Page]:
         for table, first, last in digest.ranges(buckets):
-            page = _page(self, table, None)
+            page = self.page(table, None)
             yield Page(table, [row for row in page.rows if first <= int(row[0] or 0) <= last])
+
+    def page(self, table: Table, after: int | None) -> Page:
+        """Collect what a table's rows and tombstones tell of the changes past ``after``."""
+        rows, tombstones = self._by_table[table.name]
+        if after is None:
+            return Page(table, [row for _, row in rows])
+        return Page(
+            table,
+            [row for change, row in rows if change > after],
+            [record_id for change, record_id in tombstones if change > after],
+        )
+
+    @cached_property
+    def _digests(self) -> Buckets:
+        return digest.digest_pages(self.page(table, None) for table in TRACKED)
+
+    @cached_property
+    def _by_table(self) -> dict[str, tuple[list[tuple[int, WireRow]], list[tuple[int, int]]]]:
+        found: dict[str, tuple[list[tuple[int, WireRow]], list[tuple[int, int]]]]
+        found = {table.name: ([], []) for table in TRACKED}
+        for (name, _), (change, row) in sorted(self.rows.items()):
+            found[name][0].append((change, row))
+        for (name, record_id), change in sorted(self.tombstones.items()):
+            found[name][1].append((change, record_id))
+        return found
 
 
 class MemoryHub:
@@ -99,7 +128,7 @@ class MemoryHub:
             held = self._find(origin_id)
             if after is not None and after < held.tombstone_horizon:
                 after = None  # what was deleted since is no longer known
-            pages = [_page(held, table, after) for table in TRACKED]
+            pages = [held.page(table, after) for table in TRACKED]
             yield Pull(
                 origin=held.origin,
                 as_of_change=held.acknowledged_change,
@@ -222,22 +251,6 @@ class MemoryHub:
             if watch.origin_id == origin_id:
                 watch.news.append(news)
         self._has_news.notify_all()
-
-
-def _page(held: _Held, table: Table, after: int | None) -> Page:
-    """Collect what a table's rows and tombstones tell of the changes past ``after``."""
-    since = -1 if after is None else after
-    rows = [
-        row
-        for (name, _), (change, row) in sorted(held.rows.items())
-        if name == table.name and change > since
-    ]
-    deleted = [
-        record_id
-        for (name, record_id), change in sorted(held.tombstones.items())
-        if name == table.name and after is not None and change > since
-    ]
-    return Page(table, rows, deleted)
 
 
 class _MemoryWatch:

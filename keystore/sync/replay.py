@@ -10,6 +10,7 @@ A validator denies a key without an account.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from keystore import clock, migrate, sql
@@ -189,6 +190,7 @@ def _stage(file: StoreFile, staging: Staging, pull: Pull, on_progress: OnProgres
         reached("pull.page")
 
 
+@cache
 def _fill(name: str, table: Table) -> str:
     return _Q[name].format(
         table=table.name, columns=table.column_list, marks=", ".join("?" * len(table.columns))

@@ -5,6 +5,7 @@ Deleting first, all of them, and inserting then, lets two records swap a unique 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from keystore import sql
@@ -40,10 +41,13 @@ class Staging:
 
     def __init__(self, conn: "sqlite3.Connection") -> None:
         self._conn = conn
+        self._touched = set[str]()  # a pull of a few rows is about one table or two
 
     def add(self, page: Page) -> None:
         """Stage one page. Call it in a transaction: scratch pays per commit, too."""
         conn, table = self._conn, page.table
+        if page.rows or page.deleted:
+            self._touched.add(table.name)
         if page.repeats:
             ids = [(i,) for i in (*page.deleted, *(row[0] for row in page.rows))]
             conn.executemany(_fill("forget", table), ids)
@@ -57,16 +61,18 @@ class Staging:
         A record that is the same already is left alone: no log row, no eviction, no bytes.
         """
         for table in TRACKED:
+            self._touched.add(table.name)
             self._conn.execute(_fill("note_absent", table))
             self._conn.execute(_fill("skip_unchanged", table))
 
     def apply(self) -> int:
         """Write what is staged to the tables; return how many records were written or deleted."""
         written = 0
-        for table in TRACKED:
+        touched = [table for table in TRACKED if table.name in self._touched]
+        for table in touched:
             written += self._in_steps("apply_deleted", "deleted_step", table)
             self._in_steps("delete_replaced", "step", table)
-        for table in TRACKED:
+        for table in touched:
             written += self._in_steps("insert_replaced", "step", table)
         return written
 
@@ -100,6 +106,7 @@ class Staging:
                         yield Page(table, [], [record_id for (record_id,) in found])
 
 
+@cache
 def _fill(name: str, table: Table) -> str:
     return _Q[name].format(
         table=table.name,
