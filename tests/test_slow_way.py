@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keystore import Reason, Store, Validator, changelog, tokens
+from keystore import Reason, Store, Validator, backup, changelog, tokens
 from keystore.clock import seconds
 from keystore.db import open_store
 from keystore.edge import slow
@@ -256,3 +256,44 @@ def test_a_replica_answers_without_a_look_for_a_second(
         clock.go(0.75)
         assert validator.check(token).allowed
         assert validator.slow_checks == 2
+
+
+def take_its_place(other: Path, path: Path) -> None:
+    """Put another store where one was, which whoever has it open still sees elsewhere."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").rename(f"{path}.away{suffix}")
+    backup.restore(other, path)
+
+
+def test_units_that_are_leased_from_a_file_are_not_spent_in_one_that_takes_its_place(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_service("tts")
+    token, path = store.issue_key(ADA, quotas={"tts": 1_000}).token, store.file.path
+    backup.backup(store.file, tmp_path / "copy.db")
+    store.close()
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 0.0)
+    with Validator(path, max_seconds=3600) as validator:
+        assert all(validator.check(token, service="tts").allowed for _ in range(5))
+        take_its_place(tmp_path / "copy.db", path)
+        passed = [validator.check(token, service="tts").allowed for _ in range(1_100)]
+        assert passed.count(True) == 1_000
+
+
+def test_a_rate_that_is_used_up_binds_no_key_of_another_origin(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first key has the same internal id."""
+    tokens = []
+    for place in (store, Store.create(tmp_path / "other.db")):
+        place.add_plan("slow", rate_limit=1, rate_window_seconds=3600)
+        place.add_account("bob@example.org", plan="slow")
+        tokens.append(place.issue_key("bob@example.org").token)
+        if place is not store:
+            backup.backup(place.file, tmp_path / "copy.db")
+        place.close()
+    monkeypatch.setattr(slow, "LOOK_SECONDS", 0.0)
+    with Validator(store.file.path, max_seconds=3600) as validator:
+        assert [validator.check(tokens[0]).allowed for _ in range(3)] == [True, False, False]
+        take_its_place(tmp_path / "copy.db", store.file.path)
+        assert [validator.check(tokens[1]).allowed for _ in range(3)] == [True, False, False]

@@ -305,7 +305,6 @@ class SlowWay(db.Closing):
                 self._usage.flush()  # another origin's ids: what was counted is the old file's
                 self._rates.clear(origin_id)
             on_failure.pop_all()
-        self._cache.clear()
         self._leases.clear()  # they were the old file's
         self._commits = Commits(file)
         self._header, self._seen = self._commits.header, self._NEVER
@@ -372,4 +371,3 @@ class SlowWay(db.Closing):
         self._lock = threading.Lock()  # a thread that is not here may have held it
         self._header, self._seen = b"", self._NEVER
         self._usage.forget()
-        self._leases.clear()
