@@ -42,12 +42,13 @@ def all_commands(
     name = "keystore" if parent is None else group.name
     ctx = click.Context(group, parent, name, **group.context_settings)
     for name in group.list_commands(ctx):
-        command = group.commands[name]
+        command = group.get_command(ctx, name)
+        if command is None or command.hidden:
+            continue
         own = click.Context(command, info_name=name, parent=ctx)
-        if not command.hidden:
-            yield own.command_path, command, own
-            if isinstance(command, click.Group):
-                yield from all_commands(command, ctx)
+        yield own.command_path, command, own
+        if isinstance(command, click.Group):
+            yield from all_commands(command, ctx)
 
 
 def commands() -> str:

@@ -59,7 +59,10 @@ def generated() -> ModuleType:
 
 
 def all_commands(group: click.Group, path: str = "keystore") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
         yield f"{path} {name}", command
         if isinstance(command, click.Group):
             yield from all_commands(command, f"{path} {name}")

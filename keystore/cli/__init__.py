@@ -3,54 +3,62 @@
 Exit codes: 0 for success (and "allowed"), 2 for wrong usage, 1 for everything else.
 """
 
+from importlib import import_module
+
 import click
 
 from keystore._version import __version__
-from keystore.cli import (
-    admin,
-    bulk,
-    care,
-    clients,
-    credits,  # noqa: A004
-    edge,
-    export,
-    fleet,
-    hub,
-    keys,
-    legacy,
-    models,
-    plans,
-    repo,
-    statuses,
-    sync,
-    usage,
-    verify,
-)
 from keystore.cli.common import KeystoreGroup
 
-_ROOMS = (
-    admin,
-    plans,
-    keys,
-    clients,
-    statuses,
-    bulk,
-    models,
-    credits,
-    edge,
-    sync,
-    repo,
-    usage,
-    hub,
-    fleet,
-    verify,
-    care,
-    export,
-    legacy,
-)
+_HOMES: dict[str, tuple[str, ...]] = {
+    "account": ("admin",),
+    "backup": ("care",),
+    "changes": ("admin",),
+    "check": ("edge",),
+    "client": ("clients",),
+    "compact": ("verify",),
+    "credits": ("credits",),
+    "doctor": ("care",),
+    "export": ("export",),
+    "fleet": ("fleet",),
+    "forget": ("fleet",),
+    "hub": ("hub", "fleet"),
+    "import-legacy": ("legacy",),
+    "init": ("admin",),
+    "key": ("keys", "statuses", "bulk"),
+    "migrate": ("care",),
+    "model": ("models",),
+    "plan": ("plans",),
+    "provider": ("models",),
+    "replicate": ("sync",),
+    "repo": ("repo",),
+    "restore": ("care",),
+    "revocations": ("fleet",),
+    "revoke": ("fleet",),
+    "serve": ("edge",),
+    "service": ("admin",),
+    "status": ("admin",),
+    "sync": ("sync",),
+    "usage": ("usage",),
+    "verify": ("verify",),
+}
+"""Where each command is, and what adds commands below it."""
 
 
-@click.group(cls=KeystoreGroup, context_settings={"help_option_names": ["-h", "--help"]})
+class _Main(KeystoreGroup):
+    """Imports a command when it is asked for: `check` and `serve` need no administration."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return sorted(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for home in _HOMES.get(cmd_name, ()):
+            for command in import_module(f"keystore.cli.{home}").COMMANDS:
+                self.add_command(command)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="keystore")
 def main() -> None:
     """API keys that keep working when the network does not.
@@ -66,8 +74,3 @@ def main() -> None:
     Every command takes --json, for scripts. Commands that work on a store find it by --db, by
     KEYSTORE_DB, or as keystore.db in the current folder.
     """
-
-
-for _room in _ROOMS:
-    for _command in _room.COMMANDS:
-        main.add_command(_command)
