@@ -1,5 +1,6 @@
 """The slow way of a check: what it looks at, when, and what it says of what it does not know."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from keystore import Reason, Store, Validator, backup, changelog, tokens
 from keystore.clock import seconds
 from keystore.db import open_store
 from keystore.edge import slow
+from keystore.edge.usage import UsageBuffer
+from keystore.errors import DiskFullError
 from keystore.sync import engine
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
@@ -91,6 +94,51 @@ def test_where_nothing_may_wait_no_check_passes_that_cannot_be_counted(
                 assert validator.trouble
         assert validator.check(token, service="ocr").allowed
     assert store.quotas(token)[0].left == 996
+
+
+def test_who_asks_for_a_flush_waits_for_a_lock_and_checks_do_not(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, has_begun = UsageBuffer.flush, threading.Event()
+
+    def begin(self: UsageBuffer) -> int:
+        has_begun.set()
+        return flush(self)
+
+    def hold() -> None:
+        with open_store(store.file.path) as other, other.write():
+            is_locked.set()
+            assert has_begun.wait(10)
+            time.sleep(5 * slow.IMPATIENT_SECONDS)
+
+    is_locked = threading.Event()
+    holder = threading.Thread(target=hold)
+    with Validator(store.file.path, max_seconds=3600) as validator:
+        assert validator.check(token).allowed
+        holder.start()
+        assert is_locked.wait(10)
+        monkeypatch.setattr(UsageBuffer, "flush", begin)
+        assert validator.flush() == 1
+        holder.join()
+        waits = validator._writer.conn.execute("PRAGMA busy_timeout").fetchone()
+        assert waits == (slow.IMPATIENT_SECONDS * 1000,)
+
+
+def test_units_whose_use_cannot_be_written_are_not_spent(
+    store: Store, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise DiskFullError("full")
+
+    store.add_service("ocr")
+    store.set_quota(token, "ocr", 1000)
+    with Validator(store.file.path, max_pending=1) as validator:
+        with monkeypatch.context() as patch:
+            patch.setattr(UsageBuffer, "_write", fail)
+            assert validator.check(token, service="ocr").reason is Reason.UNAVAILABLE
+            assert validator.trouble == "full"
+        assert validator.check(token, service="ocr").allowed
+    assert store.quotas(token)[0].left == 999
 
 
 def test_what_cannot_be_a_token_is_told_from_what_nobody_knows(store: Store, token: str) -> None:
