@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "edge.slow": (
         *("test_slow_way", "test_fast_way", "test_hot_path", "test_validator", "test_quotas"),
         *("test_offline", "test_oauth_clients", "test_edge_faults", "test_never_stale"),
+        "test_usage_loss",
     ),
     "edge.validator": (
         "test_fast_way",
