@@ -12,7 +12,7 @@ from keystore.sync import engine, repository, rotation, targets, usage_files, us
 from keystore.sync.engine import Report
 from keystore.sync.folder import Folder
 from tests.failures import record
-from tests.storage_scenes import ADA, Hub, Scene, same, sync
+from tests.storage_scenes import ADA, Hub, Scene, populate, same, sync
 
 
 def publish(folder: Path) -> None:
@@ -128,6 +128,31 @@ class Export(Scene):
             assert store.status().received_usage == 3
 
 
+class Ingest(Scene):
+    """An origin takes a replica's usage files, of which it has had one before."""
+
+    def prepare(self, folder: Path) -> None:
+        populate(folder / self.path)
+        sync(folder / self.path, self.hub)
+        edge, self._stick = folder.parent / "edge.db", folder.parent / "stick"
+        self._stick.mkdir()
+        engine.replicate(self.hub, "hub:", edge, Report("hub:"))
+        with open_store(edge) as file, open_store(folder / self.path) as origin:
+            usage_keys.enroll(origin, usage_keys.make_key(file, folder.parent / "key.pem")[0])
+            for rows in (2, 1):
+                usage_files.ingest(origin, [self._stick])
+                record(file, rows)
+                usage_files.export(file, self._stick, folder.parent / "key.pem")
+
+    def run(self, folder: Path, hub: Hub) -> None:
+        with open_store(folder / self.path) as file:
+            usage_files.ingest(file, [self._stick])
+
+    def check(self, folder: Path, hub: Hub) -> None:
+        with Store.open(folder / self.path) as store:
+            assert store.status().received_usage == 3
+
+
 FILE_SCENES: dict[str, Callable[[], Scene]] = {
-    scene.__name__.lower(): scene for scene in (Publish, Rotate, Create, Export)
+    scene.__name__.lower(): scene for scene in (Publish, Rotate, Create, Export, Ingest)
 }

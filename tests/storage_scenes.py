@@ -17,7 +17,7 @@ from keystore.backup import backup, restore
 from keystore.db import open_store
 from keystore.doctor import examine
 from keystore.errors import KeystoreError
-from keystore.sync import digest, engine, targets
+from keystore.sync import compact, digest, engine, targets
 from keystore.sync.engine import Report
 from keystore.sync.memory import MemoryHub
 from tests.failures import said
@@ -368,6 +368,28 @@ class ReplicateFiles(Replicate):
         targets.replicate(str(self._shelf.folder), folder / self.path, root=self._shelf.root)
 
 
+class Compact(Scene):
+    """An origin forgets the changes that its target has."""
+
+    def prepare(self, folder: Path) -> None:
+        populate(folder / self.path)
+        sync(folder / self.path, self.hub)
+        with Store.open(folder / self.path) as store:
+            store.add_plan("later")
+
+    def run(self, folder: Path, hub: Hub) -> None:
+        with open_store(folder / self.path) as file:
+            compact.compact(file)
+
+    def check(self, folder: Path, hub: Hub) -> None:
+        with open_store(folder / self.path) as file:
+            assert file.info().log_horizon > 0
+            hub = hub.twin()  # what is checked may be checked again, from an earlier state
+            targets.sync_opened(file, hub, Report("hub:"))
+            with hub.pull(file.info().store_id, None) as cut:
+                assert cut.digests() == digest.digest_store(file)
+
+
 SCENES: dict[str, Callable[[], Scene]] = {
     **{
         path.name.partition(".")[0]: lambda name=path.name: Migration(name)  # type: ignore[misc]
@@ -382,6 +404,7 @@ SCENES: dict[str, Callable[[], Scene]] = {
             FlushAtOnce,
             Charge,
             Checkpoint,
+            Compact,
             Init,
             Restore,
             Backup,
