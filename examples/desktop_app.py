@@ -10,7 +10,7 @@ with what was used in FOLDER/outbox, for whatever carries them to the origin.
 import sys
 from pathlib import Path
 
-from keystore import Decision, Validator
+from keystore import Decision, Validator, migrate
 from keystore.db import open_store
 from keystore.errors import KeystoreError, TargetError
 from keystore.sync import targets, usage_files, usage_keys
@@ -26,6 +26,7 @@ class DesktopApp:
         self.usage_key = folder / "usage-key.pem"
         if not self.replica.exists():  # the one time that the network must be there
             targets.replicate(url, self.replica, root=root.read_bytes())
+        migrate.upgrade(self.replica)  # an update of the app may bring a newer schema
         self.outbox.mkdir(exist_ok=True)
         with open_store(self.replica) as file:
             enrolment, _, is_new = usage_keys.make_key(file, self.usage_key)

@@ -314,7 +314,7 @@ def check_version(path: Path, application_id: int, user_version: int) -> None:
     if user_version < SCHEMA_VERSION:
         raise SchemaVersionError(
             f"{path}: schema version {user_version} is older than this program's {SCHEMA_VERSION}.",
-            hint="Run `keystore migrate`.",
+            hint=f"Run `keystore migrate --db {path}`.",
         )
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.desktop_app import DesktopApp
 from keystore import Store
 from keystore.db import open_store
 from keystore.sync import repository, targets, usage_files, usage_keys
 from keystore.sync.repository_format import Scope
 from keystore.sync.storage import storage_of
+from tests.test_migrations import TOKENS, unpack
 
 EXAMPLE = Path(__file__).parent.parent / "examples/desktop_app.py"
 
@@ -106,3 +108,10 @@ def test_an_app_that_was_away_for_too_long_says_not_now(vendor: Vendor) -> None:
     said = vendor.run(token)
     assert said[0] == "not now: offline; connect this computer to the network"
     assert said[-1] == "0 new files for the origin"
+
+
+def test_an_update_of_the_app_takes_its_older_file_along(tmp_path: Path) -> None:
+    """Nobody on the user's machine runs `keystore migrate`."""
+    unpack("replica-v1.db.xz", tmp_path).rename(tmp_path / "keys.db")
+    app = DesktopApp(tmp_path, "https://keys.example.org/ada", tmp_path / "root.json")
+    assert app.render(TOKENS[0]).account == "ada@example.org"

@@ -1,5 +1,6 @@
 """The systemd units of examples/: systemd takes them, they give little away, the command runs."""
 
+import configparser
 import http.client
 import shlex
 import shutil
@@ -48,6 +49,16 @@ def test_systemd_understands_a_unit_and_finds_it_safe(unit: str, tmp_path: Path)
     path.write_text((EXAMPLES / unit).read_text().replace(KEYSTORE, sys.executable))
     analyze("verify", "--man=no", str(path))
     analyze("security", "--offline=true", f"--threshold={MOST_EXPOSED}", "--no-pager", str(path))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_never_gives_a_unit_up(unit: str) -> None:
+    """By itself it does after five starts in ten seconds, and an edge would stay down."""
+    found = configparser.ConfigParser(strict=False, interpolation=None)
+    found.read(EXAMPLES / unit)
+    assert found["Service"]["Restart"] == "always"
+    pause = float(found["Service"]["RestartSec"].removesuffix("s"))
+    assert found["Unit"].get("StartLimitIntervalSec") == "0" or 5 * pause > 10
 
 
 def test_the_command_of_the_service_answers_at_its_socket(
