@@ -1,6 +1,7 @@
 """The walls of the house: imports point down only, and the edge stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,24 +11,12 @@ import pytest
 import keystore
 
 PACKAGE = Path(keystore.__file__).parent
-LAYERS = [
-    {"errors", "_version", "failpoint"},
-    {"tokens", "clock", "pricing", "sql", "tables", "disk", "forks"},
-    {"models"},
-    {"credit_models"},
-    {"db"},
-    {"changelog"},
-    {"migrate", "scope", "quotas"},
-    {"backup"},
-    {"admin"},
-    {"store", "legacy", "export"},
-    {"sync", "edge"},
-    {"http", "doctor", "repair"},
-    {"testing"},
-    {"cli"},
-    {"__main__"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+_GUIDE = Path(__file__).parent.parent / "CONTRIBUTING.md"
+_PICTURE = re.compile(r"^    ([a-z_]+(?:, [a-z_]+)*)  +\S", re.MULTILINE)
+_LAYERS = _PICTURE.findall(_GUIDE.read_text(encoding="utf-8"))
+RANK = {
+    name: -place for place, names in enumerate(["__main__", *_LAYERS]) for name in names.split(", ")
+}
 
 
 def room_of(path: Path) -> str:
@@ -48,6 +37,11 @@ def imports(path: Path) -> set[str]:
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_the_picture_shows_every_room_once_and_no_other() -> None:
+    shown = [name for names in _LAYERS for name in names.split(", ")]
+    assert sorted(shown) == sorted({room_of(path) for path in MODULES} - {"__main__"})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
