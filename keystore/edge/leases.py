@@ -51,8 +51,12 @@ class Lease:
     @property
     def remaining(self) -> int:
         """Units that are left, in the file as far as it is known and here."""
-        held = self._units + length_hint(self.singles)
-        return held + (self.left.remaining if self.left else 0)
+        return self.held + (self.left.remaining if self.left else 0)
+
+    @property
+    def held(self) -> int:
+        """Units that are here."""
+        return self._units + length_hint(self.singles)
 
     def take(self, units: int) -> bool:
         """Take units, if there are so many."""
