@@ -13,6 +13,12 @@ PRAGMA journal_mode;
 SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0),
        coalesce((SELECT max({id}) FROM {table}), 0);
 
+-- name: forget_sequence
+DELETE FROM sqlite_sequence WHERE name = ?;
+
+-- name: set_sequence
+INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?);
+
 -- name: future_occurrences
 SELECT count(*) FROM ChangeLog WHERE occurred_at > datetime('now', '+5 minutes');
 
