@@ -307,6 +307,16 @@ def test_each_error_is_exit_code_1_and_its_code_is_in_the_json() -> None:
         assert (done.exit_code, json.loads(done.stderr)) == (1, {"error": said})
 
 
+def test_what_the_system_refuses_is_in_the_json_as_well(store: Store, tmp_path: Path) -> None:
+    away = str(tmp_path / "away.json")
+    given = ["model", "import", away, "--db", str(store.file.path)]
+    done = CliRunner().invoke(main, [*given, "--json"])
+    message = f"{away}: No such file or directory."
+    said = {"code": KeystoreError.code, "message": message, "hint": ""}
+    assert (done.exit_code, json.loads(done.stderr)) == (1, {"error": said})
+    assert CliRunner().invoke(main, given).stderr == f"keystore: {message}\n"
+
+
 def test_each_error_in_a_check_is_503(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with Validator(store.file.path) as validator:
         for kind in ERRORS.values():
