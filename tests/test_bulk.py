@@ -263,7 +263,7 @@ def test_a_token_of_another_system_names_its_key_though_it_reads_as_a_uuid(
     charged = store.charge("ada@example.org", "large", input_tokens=1, key=secret)
     (usage,) = store.usage_report(by="key")
     assert (usage.name, charged.input_tokens) == (key.api_key, 1)
-    assert run("key", "revoke", "--db", db, "-", stdin=secret).exit_code == 0
+    assert run("key", "revoke", "--db", str(db), "-", stdin=secret).exit_code == 0
     assert allows(db, secret) == "revoked"
 
 
