@@ -1,4 +1,4 @@
--- What `keystore doctor` asks. {table}, {id} and {parents} are filled with the names of tables and ids.
+-- What `keystore doctor` asks, and what its --fix writes. {table}, {id} and {parents} are filled with the names of tables and ids.
 
 -- name: integrity
 PRAGMA integrity_check(10);

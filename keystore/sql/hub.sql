@@ -1,4 +1,4 @@
--- What keystore.sync.postgres asks of the hub.
+-- What keystore.sync.postgres and the hub_ modules beside it ask of the hub.
 -- {table} is the hub's table, {name} the store's, {id} the internal id, {columns} the columns,
 -- {wire} the columns as wire values, {wire_types} the columns as they are staged, {values} what was
 -- staged as the hub's types, {updates} and {excluded} the SET lists, {old} and {new} both sides' columns,

@@ -1,4 +1,4 @@
--- The admin side of the store: what keystore.db, keystore.migrate and keystore.store ask.
+-- What keystore.db, keystore.migrate, keystore.backup, keystore.store and the rooms of keystore.admin ask.
 
 -- name: store_info
 SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at,
