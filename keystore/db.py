@@ -1,4 +1,4 @@
-"""Opens SQLite connections and begins transactions; no other module does either.
+"""Opens SQLite connections and begins transactions on stores; no other module does either.
 
 The stdlib's implicit transactions are off (``isolation_level=None``): under them DDL and
 ``executescript`` commit behind the caller's back. Every write starts with BEGIN IMMEDIATE, because

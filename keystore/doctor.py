@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 _Q = sql.named("doctor")
 LARGE_WAL_BYTES = 256 << 20
 _SEVERITIES = ("error", "warning", "info")
+_FIX = "`keystore doctor --fix`"  # of all that keystore.repair mends
 MANY_GONE = 10_000
+_REMAKE = {
+    "trigger": f"Changes made since may be missing from the ChangeLog; run {_FIX}.",
+    "index": f"{_FIX} makes it anew.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +102,15 @@ def _schema(conn: "sqlite3.Connection") -> Iterator[Finding]:
                 f"missing_{kind}",
                 "error",
                 f"the {kind} {name} is missing.",
-                "Changes made since may be missing from the ChangeLog; run `keystore doctor --fix`."
-                if kind == "trigger"
-                else "Restore a backup.",
+                _REMAKE.get(kind, "Restore a backup."),
             )
         elif have[kind, name] != text:
             yield Finding(
                 f"altered_{kind}",
                 "error",
                 f"the {kind} {name} is not as keystore made it.",
-                "A table rebuild or a hand made change: restore a backup.",
+                "A table rebuild or a hand made change: "
+                + ("restore a backup." if kind == "table" else f"{_FIX} makes it anew."),
             )
     for kind, name in have.keys() - want.keys():
         if kind == "trigger":
@@ -126,7 +130,9 @@ def _text(conn: "sqlite3.Connection") -> Iterator[Finding]:
                 "not_utf8",
                 "error",
                 f"{table.name} {record_id} holds text that is not UTF-8, so it cannot be pushed.",
-                "Correct that row.",
+                f"{_FIX} corrects it: nobody else may."
+                if table.name == "APIKeyStatusEvents"
+                else "Correct that row.",
             )
 
 
@@ -141,7 +147,7 @@ def _sequences(conn: "sqlite3.Connection") -> Iterator[Finding]:
                 # a statement that OR FAIL stopped half way does this; the next insert mends it
                 "warning",
                 f"sqlite_sequence of {table} is {sequence}, below the highest id {highest}.",
-                f"Set it to {highest} before the newest rows go: their ids would be used again.",
+                f"{_FIX} sets it. Before the newest rows go: their ids would be used again.",
             )
 
 
@@ -159,7 +165,7 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "replaying",
             "error",
             "StoreInfo.replaying is set, so the replica's tables can be written by anybody.",
-            "UPDATE StoreInfo SET replaying = 0",
+            f"{_FIX} clears it.",
         )
     if db.scalar(conn, _Q["future_occurrences"]):
         yield Finding(
@@ -174,8 +180,8 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "contradiction",
             "error",
             f"is_active of {len(contradictions)} keys is not what their status says.",
-            "They are denied. `keystore doctor --fix` closes those that are active; give the "
-            "others a status with `keystore key set-status`.",
+            f"They are denied. {_FIX} closes those that are active; give the others a status with "
+            "`keystore key set-status`.",
         )
     missing = db.scalar(conn, _Q["gaps"])
     if missing:
@@ -191,7 +197,7 @@ def _bookkeeping(conn: "sqlite3.Connection") -> Iterator[Finding]:
             "journal_mode",
             "warning",
             f"the journal mode is {mode}, so a reader and a writer wait for each other.",
-            "PRAGMA journal_mode = WAL",
+            f"{_FIX} sets it to WAL.",
         )
 
 
@@ -318,7 +324,7 @@ def _surroundings(path: Path) -> Iterator[Finding]:
             "file_mode",
             "warning",
             f"{path} has mode {mode:04o}: others on this machine can open it.",
-            f"chmod 600 {path}",
+            f"{_FIX} takes the rights of others away.",
         )
 
     wal = Path(f"{path}-wal")

@@ -44,7 +44,7 @@ STEPS = (
     "ingest.inserted",
     "ingest.taken",
 )
-"""Every step of a sync with a hub, in its order."""
+"""Every step with a hub, in the store alone, and of usage files; each group in its order."""
 
 FILE_STEPS = (
     "publish.files",

@@ -83,9 +83,9 @@ Renewal = Literal["never", "daily", "monthly"]
 
 
 class Input(BaseModel):
-    """Something from outside: nothing that is not known, and nothing that changes."""
+    """Something from outside: nothing that is not known, nothing that changes, no NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PlanInput(Input):

@@ -40,8 +40,9 @@ def mend(file: StoreFile) -> list[str]:
         done.append("Took the rights of others to the file away.")
     with file.errors():
         if db.scalar(file.conn, _Q["journal_mode"]) != "wal":
-            file.conn.execute("PRAGMA journal_mode = WAL")
-            done.append("Set the journal mode to WAL.")
+            migrate.use_wal(file.conn)
+            if db.scalar(file.conn, _Q["journal_mode"]) == "wal":
+                done.append("Set the journal mode to WAL.")
     return done
 
 
@@ -71,8 +72,8 @@ def _sequences(conn: "sqlite3.Connection") -> Iterator[str]:
     for table, column in (*((table.name, table.id) for table in TRACKED), *LOGS):
         sequence, highest = conn.execute(_Q["sequence"].format(table=table, id=column)).fetchone()
         if not isinstance(sequence, int) or sequence < highest:
-            conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
-            conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest))
+            conn.execute(_Q["forget_sequence"], (table,))
+            conn.execute(_Q["set_sequence"], (table, highest))
             yield f"Set the sequence of {table} to {highest}."
 
 

@@ -120,6 +120,18 @@ def key_uuid(token: str, prefix: str = DEFAULT_PREFIX) -> UUID | None:
         return None  # a right checksum over characters or a number that no UUID has
 
 
+def key_names(key: str) -> dict[str, str | None]:
+    """Return what finds the key that people name by its UUID or by its token.
+
+    Both are asked for: tokens of other systems may read as UUIDs, 32 hex digits above all.
+    """
+    try:
+        api_key: str | None = str(UUID(key))
+    except ValueError:
+        api_key = None
+    return {"api_key": api_key, "api_key_hash": hash_token(key)}
+
+
 def hash_token(token: str) -> str:
     """Return the SHA-256 of the token as 64 hex digits: all that a store keeps of it."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -246,6 +246,27 @@ def test_tokens_of_another_system_go_on_working_by_token_and_by_hash(
     assert_pushed_copy_is_equal(db, MemoryHub())
 
 
+@pytest.mark.parametrize("secret", [KEY, KEY.replace("-", "")], ids=["uuid", "32 hex digits"])
+def test_a_token_of_another_system_names_its_key_though_it_reads_as_a_uuid(
+    db: Path, store: Store, secret: str
+) -> None:
+    imported(f"account,token\nada@example.org,{secret}\n".encode())
+    (key,) = store.keys()
+    assert store.key(secret).api_key == key.api_key != KEY
+    # what is one key's UUID names that key, whatever another one's token is
+    imported(f"account,token,api_key\nada@example.org,{OTHER},{KEY}\n".encode())
+    assert store.key(secret).api_key == KEY
+    store.delete_key(KEY)
+    store.grant("ada@example.org", "1")
+    store.add_provider("acme")
+    store.add_model("large", provider="acme", input_per_1k="0.001", output_per_1k="0")
+    charged = store.charge("ada@example.org", "large", input_tokens=1, key=secret)
+    (usage,) = store.usage_report(by="key")
+    assert (usage.name, charged.input_tokens) == (key.api_key, 1)
+    assert run("key", "revoke", "--db", str(db), "-", stdin=secret).exit_code == 0
+    assert allows(db, secret) == "revoked"
+
+
 def test_json_lines_and_csv_carry_the_same_fields(
     db: Path, store: Store, new_store: NewStore, tmp_path: Path
 ) -> None:

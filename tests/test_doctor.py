@@ -76,7 +76,10 @@ def test_damage_is_found_and_named(patient: Store, damage: str, finding: tuple[s
 
 def test_an_open_file_mode_is_found(patient: Store) -> None:
     patient.file.path.chmod(0o644)
-    assert [item.id for item in examine(patient.file)] == ["file_mode"]
+    (found,) = examine(patient.file)
+    assert (found.id, "`keystore doctor --fix`" in found.hint) == ("file_mode", True)
+    assert mend(patient.file) != []
+    assert examine(patient.file) == []
 
 
 def test_a_large_wal_is_found(patient: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +129,9 @@ def test_what_is_mended_is_mended_and_no_change_is_lost(patient: Store, damage: 
     hub = MemoryHub()
     engine.push(patient.file, hub, "memory:", Report(""))
     patient.file.conn.executescript(damage)
-    assert examine(patient.file) != []
+    found = examine(patient.file)
+    assert found != []
+    assert [item.id for item in found if "`keystore doctor --fix`" not in item.hint] == []
     assert mend(patient.file) != []
     assert examine(patient.file) == []
     assert mend(patient.file) == []
@@ -171,7 +176,8 @@ def test_a_log_without_its_tail_is_found(patient: Store) -> None:
 def test_what_needs_a_decision_is_left_alone(patient: Store) -> None:
     patient.file.conn.executescript("PRAGMA foreign_keys = OFF; DELETE FROM Accounts")
     assert mend(patient.file) == []
-    assert [item.id for item in examine(patient.file)] == ["orphans"]
+    (found,) = examine(patient.file)
+    assert (found.id, "--fix" in found.hint) == ("orphans", False)
 
 
 def test_fix_by_hand_backs_up_first(patient: Store) -> None:

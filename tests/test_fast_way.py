@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keystore import Reason, Store, Validator
+from keystore import Reason, Store, Validator, quotas
 from keystore.edge import slow
 
 ADA, BOB = "ada@example.org", "bob@example.org"
@@ -256,6 +256,44 @@ def test_only_what_may_wait_leaves_the_event_loop(store: Store, token: str) -> N
         assert threads[:2] == [False, False]
         assert threads[-3:] == [True, True, False]
     assert sum(logged(store).values()) == 8
+
+
+def test_units_of_a_quota_are_taken_from_the_file_beside_the_event_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_service("tts")
+    token = store.issue_key(ADA, quotas={"tts": 40}).token  # (so few that leases are small)
+    in_the_loop: list[bool] = []
+    real = quotas.lease
+
+    def noting(*given: Any) -> Any:
+        in_the_loop.append(threading.current_thread() is threading.main_thread())
+        return real(*given)
+
+    monkeypatch.setattr(quotas, "lease", noting)
+
+    async def run() -> list[Reason]:
+        return [(await validator.check_async(token, service="tts")).reason for _ in range(41)]
+
+    with Validator(store.file.path) as validator:
+        assert asyncio.run(run()) == [Reason.OK] * 40 + [Reason.QUOTA_EXCEEDED]
+    assert len(in_the_loop) > 5
+    assert not any(in_the_loop)
+
+
+def test_units_that_are_at_hand_are_spent_in_the_event_loop(store: Store, token: str) -> None:
+    with Validator(store.file.path) as validator:
+        warm(validator, {"token": token})
+        assert not validator._may_wait(token)
+        assert validator._may_wait(token, "tts")
+        warm(validator, {"token": token, "service": "tts"})
+        held = validator._leases._leases[1].held
+        assert held > 0
+        asked = {0: False, 1: False, held: False, held + 1: True}
+        for cost, may_wait in asked.items():
+            assert validator._may_wait(token, "tts", cost) is may_wait
+        assert validator.check(token, service="tts", cost=held).allowed
+        assert [validator._may_wait(token, "tts", cost) for cost in (0, 1)] == [True, True]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The walls of the house: imports point down only, and the edge stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,24 +11,12 @@ import pytest
 import keystore
 
 PACKAGE = Path(keystore.__file__).parent
-LAYERS = [
-    {"errors", "_version", "failpoint"},
-    {"tokens", "clock", "pricing", "sql", "tables", "disk", "forks"},
-    {"models"},
-    {"credit_models"},
-    {"db"},
-    {"changelog"},
-    {"migrate", "scope", "quotas"},
-    {"backup"},
-    {"admin"},
-    {"store", "legacy", "export"},
-    {"sync", "edge"},
-    {"http", "doctor", "repair"},
-    {"testing"},
-    {"cli"},
-    {"__main__"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+_GUIDE = Path(__file__).parent.parent / "CONTRIBUTING.md"
+_PICTURE = re.compile(r"^    ([a-z_]+(?:, [a-z_]+)*)  +\S", re.MULTILINE)
+_LAYERS = _PICTURE.findall(_GUIDE.read_text(encoding="utf-8"))
+RANK = {
+    name: -place for place, names in enumerate(["__main__", *_LAYERS]) for name in names.split(", ")
+}
 
 
 def room_of(path: Path) -> str:
@@ -50,6 +39,11 @@ def imports(path: Path) -> set[str]:
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
+def test_the_picture_shows_every_room_once_and_no_other() -> None:
+    shown = [name for names in _LAYERS for name in names.split(", ")]
+    assert sorted(shown) == sorted({room_of(path) for path in MODULES} - {"__main__"})
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down_only(path: Path) -> None:
     room = room_of(path)
@@ -60,6 +54,15 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_the_edge_loads_none_of_the_admin_side() -> None:
     heavy = ["click", "pydantic", "sqlite_utils", "psycopg", "uuid_utils", "rich", "tuf"]
     program = f"import sys, keystore.edge; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_loads_the_admin_side_when_a_command_asks_for_it() -> None:
+    heavy = ["pydantic", "sqlite_utils", "psycopg", "tuf", "obstore", "rich", "keystore.store"]
+    program = f"import sys, keystore.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -4,7 +4,7 @@ import pytest
 
 from keystore import Store as Origin
 from keystore import quotas
-from keystore.edge.leases import Grant, Lease, Leases, Store
+from keystore.edge.leases import Grant, Lease, Leases, Supply
 from keystore.quotas import Left
 
 NOON = 1795176000.0  # 2026-11-20 12:00:00
@@ -102,8 +102,8 @@ class Process:
         before = file.conn.total_changes, self.held
         lease = self.leases.find(self.grant)
         known = lease.left
-        store = Store(file, self._origin.file.info().store_id, self.now, self.seen)
-        passes = self.leases.take(lease, self.grant, units, store, is_buffered=is_buffered)
+        supply = Supply(file, self._origin.file.info().store_id, self.now, self.seen)
+        passes = self.leases.take(lease, self.grant, units, supply, is_buffered=is_buffered)
         assert type(passes) is bool
         return passes, lease.left is not known or before[0] != file.conn.total_changes
 

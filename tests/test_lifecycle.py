@@ -230,6 +230,7 @@ def test_a_quota_is_set_again_and_not_added(store: Store) -> None:
         (lambda s: s.issue_key(ADA, quotas={"nothing": -1}), InvalidInputError),
         (lambda s: s.issue_key(ADA, renewal="hourly"), InvalidInputError),
         (lambda s: s.issue_key(ADA, metadata={"x": object()}), InvalidInputError),
+        (lambda s: s.issue_key(ADA, metadata={"x": [float("nan")]}), InvalidInputError),
         (lambda s: s.change_plan("free", rename="pro"), KeystoreError),
         (lambda s: s.change_plan("missing"), NotFoundError),
         (lambda s: s.remove_plan("free"), InUseError),

@@ -278,6 +278,24 @@ def test_each_code_is_of_one_class() -> None:
     assert len({kind.code for kind in ERRORS.values()}) == len(ERRORS)
 
 
+def test_each_error_that_is_raised_says_what_to_do() -> None:
+    package = Path(keystore.__file__).parent
+    names = {*ERRORS, "KeystoreError"}
+    calls = [
+        (path, call)
+        for path in package.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in names
+    ]
+    assert len(calls) > 200
+    bare = [
+        f"{path.relative_to(package)}:{call.lineno}"
+        for path, call in calls
+        if not any(named.arg == "hint" for named in call.keywords)
+    ]
+    assert bare == []
+
+
 def test_each_error_is_exit_code_1_and_its_code_is_in_the_json() -> None:
     for kind in ERRORS.values():
         error = kind("What happened.", hint="What to do.")
@@ -290,6 +308,16 @@ def test_each_error_is_exit_code_1_and_its_code_is_in_the_json() -> None:
         done = CliRunner().invoke(KeystoreGroup(commands=[fails]), ["fails", "--json"])
         said = {"code": kind.code, "message": "What happened.", "hint": "What to do."}
         assert (done.exit_code, json.loads(done.stderr)) == (1, {"error": said})
+
+
+def test_what_the_system_refuses_is_in_the_json_as_well(store: Store, tmp_path: Path) -> None:
+    away = str(tmp_path / "away.json")
+    given = ["model", "import", away, "--db", str(store.file.path)]
+    done = CliRunner().invoke(main, [*given, "--json"])
+    message = f"{away}: No such file or directory."
+    said = {"code": KeystoreError.code, "message": message, "hint": ""}
+    assert (done.exit_code, json.loads(done.stderr)) == (1, {"error": said})
+    assert CliRunner().invoke(main, given).stderr == f"keystore: {message}\n"
 
 
 def test_each_error_in_a_check_is_503(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

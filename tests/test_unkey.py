@@ -297,8 +297,17 @@ def test_the_key_is_in_no_answer() -> None:
         assert "s3cret" not in str(response.headers)
 
 
-@pytest.mark.parametrize(("metadata", "meta"), [('{"a": 1}', {"a": 1}), ("[1]", None), ("{", None)])
-def test_only_an_object_is_metadata(metadata: str, meta: object) -> None:
+@pytest.mark.parametrize(
+    ("metadata", "meta"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ("[1]", None),
+        ("{", None),
+        ('{"a": NaN}', None),
+        ('{"a": [1e999]}', None),
+    ],
+)
+def test_only_an_object_of_what_json_has_is_metadata(metadata: str, meta: object) -> None:
     found = data(verify(Holder(api_key="id", metadata=metadata), {"key": "k"}))
     assert found.get("meta") == meta
 

@@ -7,7 +7,6 @@ whatever has become of the model since. The ledger is the origin's: a replica ha
 """
 
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from keystore import clock, credit_models, db, models, pricing, sql, tokens
 from keystore.admin.prices import PriceAdmin
@@ -156,11 +155,8 @@ class CreditAdmin(PriceAdmin):
     def _principal(self, account_id: int, account: str, key: str | None) -> tuple[str, int]:
         if key is None:
             return "session", account_id
-        try:
-            by = {"api_key": str(UUID(key)), "api_key_hash": None}
-        except ValueError:
-            by = {"api_key": None, "api_key_hash": tokens.hash_token(key)}
-        found = next(iter(self._rows("key_of_account", account_id=account_id, **by)), None)
+        names = tokens.key_names(key)
+        found = next(iter(self._rows("key_of_account", account_id=account_id, **names)), None)
         if found is None:  # (what was typed may be a token)
             raise NotFoundError(
                 f"{account} has no such key.",

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import uuid_utils.compat
 
@@ -317,11 +316,7 @@ class KeyAdmin(Admin):
         self._set("APIKeys", key.api_key_id, {"status": status, "status_reason": reason})
 
     def _key(self, key: str) -> models.APIKey:
-        try:
-            by = {"api_key": str(UUID(key)), "api_key_hash": None}
-        except ValueError:
-            by = {"api_key": None, "api_key_hash": tokens.hash_token(key)}
-        for row in self._query("key", **by):
+        for row in self._query("key", **tokens.key_names(key)):
             return models.APIKey(**row)
         raise _no_such_key()
 

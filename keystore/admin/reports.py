@@ -97,7 +97,7 @@ class ReportAdmin(Admin):
             InvalidInputError
         """
         if top is not None and top < 1:
-            raise InvalidInputError("top must be at least 1.")
+            raise InvalidInputError("top must be at least 1.", hint="Leave it out for all.")
         if since is not None and until is not None and _hour(since, "") > _hour(until, ""):
             raise InvalidInputError(
                 f"usage from {_hour(since, '')} on and until {_hour(until, '')}: no time is both.",

@@ -97,7 +97,10 @@ class UsageAdmin(ReportAdmin):
             request_id=request_id,
         )
         if account is not None and wanted.principal_type != "session":
-            raise InvalidInputError("an account is said of a session only; others have theirs.")
+            raise InvalidInputError(
+                "an account is said of a session only; others have theirs.",
+                hint="Nothing was written; leave it out.",
+            )
         with self.file.write() as conn:
             principal_id, account_id = self._subject(wanted)
             if account is not None:
@@ -132,7 +135,7 @@ class UsageAdmin(ReportAdmin):
             InvalidInputError: the age is negative.
         """
         if older_than < timedelta():
-            raise InvalidInputError("an age is not negative.")
+            raise InvalidInputError("an age is not negative.", hint="Give it like 90d or 12h.")
         now = time.time()
         hour = clock.utc_text(max(0.0, now - older_than.total_seconds()))[:13] + ":00:00"
         done = UsageCompaction(before=min(hour, quotas.period_of("monthly", now, "")))
@@ -169,7 +172,10 @@ class UsageAdmin(ReportAdmin):
         if wanted.principal_type == "session":
             number = as_number(name)
             if number is None:
-                raise InvalidInputError(f"session {name!r}: a session goes by a number.")
+                raise InvalidInputError(
+                    f"session {name!r}: a session goes by a number.",
+                    hint="Nothing was written; name it by a whole number.",
+                )
             return number, None
         by_name, account_of, hint = _SUBJECTS[wanted.principal_type]
         if isinstance(name, str):

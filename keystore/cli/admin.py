@@ -256,8 +256,8 @@ def status(db_path: Path) -> None:
     for target in found.targets:
         parts = [f"last sync {target.synced_at or 'never'}"]
         if info.is_origin and not target.usage_only:
-            behind = found.last_change - target.acknowledged_change
-            parts.append(f"{plural(behind, 'change')} behind" if behind else "all changes there")
+            lacks = found.last_change - target.acknowledged_change
+            parts.append(f"{plural(lacks, 'change')} behind" if lacks else "all changes there")
         waiting = found.last_usage - target.acknowledged_usage
         if target.acknowledged_usage or target.usage_only:
             parts.append(

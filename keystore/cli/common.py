@@ -38,24 +38,28 @@ class KeystoreGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeystoreError as error:
-            others = getattr(error, "__notes__", [])
-            if ctx.meta.get(_JSON):
-                said = {"code": error.code, "message": error.message, "hint": error.hint}
-                also = {"others": others} if others else {}
-                click.echo(json.dumps({"error": said, **also}), err=True)
-            else:
-                for line in (str(error), *others):
-                    click.echo(f"keystore: {printable(line)}", err=True)
-            ctx.exit(1)
+            _tell(ctx, error.code, error.message, error.hint, getattr(error, "__notes__", []))
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader of our output has gone; click ends quietly
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"keystore: {printable(f'{where}{error.strerror or error}')}.", err=True)
-            ctx.exit(1)
+            _tell(ctx, KeystoreError.code, f"{where}{error.strerror or error}.")
         except (UnicodeError, OverflowError, MemoryError) as error:
-            click.echo(f"keystore: {printable(str(error) or type(error).__name__)}.", err=True)
-            ctx.exit(1)
+            _tell(ctx, KeystoreError.code, f"{str(error) or type(error).__name__}.")
+
+
+def _tell(
+    ctx: click.Context, code: str, message: str, hint: str = "", others: Sequence[str] = ()
+) -> None:
+    """Report an error, and exit with 1."""
+    if ctx.meta.get(_JSON):
+        said = {"code": code, "message": message, "hint": hint}
+        also = {"others": others} if others else {}
+        click.echo(json.dumps({"error": said, **also}), err=True)
+    else:
+        for line in (f"{message} {hint}".rstrip(), *others):
+            click.echo(f"keystore: {printable(line)}", err=True)
+    ctx.exit(1)
 
 
 def _note_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -66,7 +70,6 @@ def _note_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 json_option = click.option(
     "--json",
     is_flag=True,
-    is_eager=True,  # so that an error in another option is reported as JSON, too
     expose_value=False,
     callback=_note_json,
     help="Print JSON, for scripts.",
@@ -87,9 +90,18 @@ db_option = click.option(
 
 def expiry(text: str) -> datetime:
     """Read a duration from now, or an ISO 8601 time (UTC if it names no zone)."""
+    return _time(text, 1)
+
+
+def moment(text: str) -> datetime:
+    """Read a duration before now, or an ISO 8601 time (UTC if it names no zone)."""
+    return _time(text, -1)
+
+
+def _time(text: str, sign: int) -> datetime:
     try:
         delta = _duration(text)
-        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) + delta
+        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) + sign * delta
     except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{text!r} is neither like 2w, 90d, 12h or 30m nor an ISO 8601 time"
@@ -106,17 +118,6 @@ def seconds(text: str) -> int:
     except ValueError:
         raise click.BadParameter(
             f"{text!r} is neither like 2w, 1d, 12h or 30m nor a number of seconds"
-        ) from None
-
-
-def moment(text: str) -> datetime:
-    """Read a duration before now, or an ISO 8601 time (UTC if it names no zone)."""
-    try:
-        delta = _duration(text)
-        return datetime.fromisoformat(text) if delta is None else datetime.now(UTC) - delta
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is neither like 2w, 90d, 12h or 30m nor an ISO 8601 time"
         ) from None
 
 

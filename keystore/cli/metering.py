@@ -19,7 +19,6 @@ from keystore.cli.common import (
     store_options,
     wants_json,
 )
-from keystore.export import csv_cell
 
 if TYPE_CHECKING:
     from keystore.admin.reports import UsageTotal
@@ -171,6 +170,8 @@ def compact(db_path: Path, older_than: int) -> None:
 
 
 def _csv(found: Sequence["UsageTotal"]) -> str:
+    from keystore.export import csv_cell
+
     lines = [",".join(_FIELDS)]
     lines += [",".join(csv_cell(getattr(item, name)) for name in _FIELDS) for item in found]
     return "".join(f"{line}\r\n" for line in lines)

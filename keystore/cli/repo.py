@@ -21,11 +21,11 @@ from keystore.cli.offline import duration
 from keystore.cli.sync import keys_option, read_root, root_option, signing_keys
 from keystore.db import open_store
 from keystore.errors import WrongRoleError
-from keystore.store import Store
 from keystore.sync import engine, targets, urls
 from keystore.sync.extras import extra
 
 if TYPE_CHECKING:
+    from keystore.store import Store
     from keystore.sync.repository_format import Scope
 
 root_key_option = click.option(
@@ -94,6 +94,8 @@ def repo_create(
         raise click.UsageError("--account and --service exclude each other.")
     if 0 < expires < _LEAST_SECONDS:
         raise click.UsageError("--expires below 10m: an origin that follows signs every 5 minutes.")
+    from keystore.store import Store
+
     with extra("files"):
         from keystore.sync import repository, repository_keys
         from keystore.sync.storage import storage_of
@@ -275,7 +277,7 @@ def _rotate(target: str, keys: Path, root_key: Path | None, *, online: bool, roo
     return rotation.rotate(storage, keys, root_key=root_key, online=online, root=root)
 
 
-def _scope(store: Store, account: str | None, service: str | None) -> "Scope | None":
+def _scope(store: "Store", account: str | None, service: str | None) -> "Scope | None":
     from keystore.sync.repository_format import Scope
 
     if account is not None:

@@ -27,7 +27,7 @@ class Grant(NamedTuple):
     renewed_at: str
 
 
-class Store(NamedTuple):
+class Supply(NamedTuple):
     """Where leases come from, at a time: ``seen`` changes with each commit, ``None``: who knows."""
 
     file: StoreFile
@@ -51,8 +51,12 @@ class Lease:
     @property
     def remaining(self) -> int:
         """Units that are left, in the file as far as it is known and here."""
-        held = self._units + length_hint(self.singles)
-        return held + (self.left.remaining if self.left else 0)
+        return self.held + (self.left.remaining if self.left else 0)
+
+    @property
+    def held(self) -> int:
+        """Units that are here."""
+        return self._units + length_hint(self.singles)
 
     def take(self, units: int) -> bool:
         """Take units, if there are so many."""
@@ -98,7 +102,7 @@ class Leases:
         return lease
 
     def take(
-        self, lease: Lease, grant: Grant, units: int, store: "Store", *, is_buffered: bool
+        self, lease: Lease, grant: Grant, units: int, supply: Supply, *, is_buffered: bool
     ) -> bool:
         """Take units of a lease, and more of them from the file where it has too few.
 
@@ -107,7 +111,7 @@ class Leases:
         Raises:
             KeystoreError: the file cannot be written.
         """
-        file, store_id, now, seen = store
+        file, store_id, now, seen = supply
         ends = lease.left.renews_at if lease.left else None
         if lease.grant == grant and lease.left is not None and (ends is None or now < ends):
             if units and lease.take(units):

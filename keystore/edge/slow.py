@@ -24,7 +24,7 @@ from keystore.edge.decision import (
     decide,
 )
 from keystore.edge.guard import ClockGuard
-from keystore.edge.leases import Grant, Leases, Store
+from keystore.edge.leases import Grant, Leases, Supply
 from keystore.edge.rates import LocalRates, Rates
 from keystore.edge.usage import UsageBuffer, Use
 from keystore.errors import KeystoreError, in_words
@@ -207,8 +207,8 @@ class SlowWay(db.Closing):
         """Take units of a key's quota, or refuse."""
         lease = self._leases.find(grant)
         seen = None if self._seen is self._NEVER else self._seen
-        store = Store(self._writer, self._info.store_id, now, seen)
-        is_left = self._leases.take(lease, grant, cost, store, is_buffered=self._usage.is_buffered)
+        supply = Supply(self._writer, self._info.store_id, now, seen)
+        is_left = self._leases.take(lease, grant, cost, supply, is_buffered=self._usage.is_buffered)
         left = lease.left
         if left is None:  # removed a moment ago
             return None, decision._replace(allowed=False, reason=Reason.SERVICE)

@@ -124,7 +124,7 @@ class Validator(SlowWay):
         """
         import asyncio  # 40 ms that most never need
 
-        if self._may_wait(token):
+        if self._may_wait(token, service, cost):
             return await asyncio.to_thread(self.check, token, service=service, cost=cost, ip=ip)
         return self.check(token, service=service, cost=cost, ip=ip)
 
@@ -141,19 +141,29 @@ class Validator(SlowWay):
         import asyncio
 
         check = partial(self.check_client, client_id, secret, service=service, cost=cost, ip=ip)
-        if self._may_wait(ClientCredentials(client_id, secret)):
+        if self._may_wait(ClientCredentials(client_id, secret), service, cost):
             return await asyncio.to_thread(check)
         return check()
 
-    def _may_wait(self, sent: str | ClientCredentials) -> bool:
+    def _may_wait(
+        self, sent: str | ClientCredentials, service: str | None = None, cost: int = 1
+    ) -> bool:
         """Whether a check has to read or to write the file, or to wait for another thread."""
+        digest = digest_of(sent)
         return (
             self._header[:HEADER_BYTES] != self._seen
-            or self._cache.get(digest_of(sent)) is None
+            or self._cache.get(digest) is None
+            or (service is not None and not self._has_units(digest, service, cost))
             or len(self._uses) + 1 >= self._room
             or time.monotonic() >= self._usage.due_at
             or self._lock.locked()
         )
+
+    def _has_units(self, digest: bytes, service: str, cost: int) -> bool:
+        """Whether units of a quota are at hand: more are taken from the file, by a commit."""
+        answer = self._answers.get(digest)
+        granted = None if answer is None else answer.services.get(service)
+        return granted is not None and granted.lease.held >= max(1, cost)
 
     def flush(self) -> int:
         """Write all counted usage now; return how many checks that were.

@@ -183,9 +183,14 @@ def _data(decision: Decision, permissions: list[str] | None) -> dict[str, Any]:
 
 
 def _metadata(text: str | None) -> dict[str, Any] | None:
-    """Return the key's metadata if they are an object: the clients take nothing else."""
+    """Return the key's metadata if they are an object: the clients take nothing else.
+
+    No JSON has NaN or Infinity, which any client of SQLite may have stored: the answer to a key
+    that may pass could not be read.
+    """
     try:
         found = json.loads(text) if text else None
+        json.dumps(found, allow_nan=False)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

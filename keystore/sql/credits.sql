@@ -77,4 +77,5 @@ RETURNING usage_id;
 
 -- name: key_of_account
 SELECT api_key_id FROM APIKeys
-WHERE (api_key = :api_key OR api_key_hash = :api_key_hash) AND account_id = :account_id;
+WHERE (api_key = :api_key OR api_key_hash = :api_key_hash) AND account_id = :account_id
+ORDER BY api_key IS NOT :api_key;

@@ -1,4 +1,4 @@
--- What `keystore doctor` asks. {table}, {id} and {parents} are filled with the names of tables and ids.
+-- What `keystore doctor` asks, and what its --fix writes. {table}, {id} and {parents} are filled with the names of tables and ids.
 
 -- name: integrity
 PRAGMA integrity_check(10);
@@ -12,6 +12,12 @@ PRAGMA journal_mode;
 -- name: sequence
 SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0),
        coalesce((SELECT max({id}) FROM {table}), 0);
+
+-- name: forget_sequence
+DELETE FROM sqlite_sequence WHERE name = ?;
+
+-- name: set_sequence
+INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?);
 
 -- name: future_occurrences
 SELECT count(*) FROM ChangeLog WHERE occurred_at > datetime('now', '+5 minutes');

@@ -1,4 +1,4 @@
--- What keystore.sync.postgres asks of the hub.
+-- What keystore.sync.postgres and the hub_ modules beside it ask of the hub.
 -- {table} is the hub's table, {name} the store's, {id} the internal id, {columns} the columns,
 -- {wire} the columns as wire values, {wire_types} the columns as they are staged, {values} what was
 -- staged as the hub's types, {updates} and {excluded} the SET lists, {old} and {new} both sides' columns,
@@ -303,7 +303,7 @@ ORDER BY revocation_id;
 
 -- name: key_owners
 SELECT store_id::TEXT, api_key::TEXT FROM keystore.api_keys
-WHERE api_key = %(key)s::UUID OR api_key_hash = %(hash)s
+WHERE api_key = %(api_key)s::UUID OR api_key_hash = %(api_key_hash)s
 ORDER BY store_id;
 
 -- name: next_revocation
@@ -402,9 +402,9 @@ SELECT r.store_id::TEXT, r.revocation_id, r.api_key::TEXT, r.reason,
        to_char(r.revoked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),
        greatest(extract(EPOCH FROM now() - r.revoked_at), 0)::FLOAT8
 FROM keystore.revocations AS r
-WHERE %(hash)s::TEXT IS NULL OR r.api_key = %(key)s::UUID OR EXISTS (
+WHERE %(api_key_hash)s::TEXT IS NULL OR r.api_key = %(api_key)s::UUID OR EXISTS (
     SELECT FROM keystore.api_keys AS k
-    WHERE k.store_id = r.store_id AND k.api_key = r.api_key AND k.api_key_hash = %(hash)s)
+    WHERE k.store_id = r.store_id AND k.api_key = r.api_key AND k.api_key_hash = %(api_key_hash)s)
 ORDER BY r.revoked_at DESC, r.store_id, r.revocation_id DESC;
 
 -- name: forget_replica

@@ -1,4 +1,4 @@
--- The admin side of the store: what keystore.db, keystore.migrate and keystore.store ask.
+-- What keystore.db, keystore.migrate, keystore.backup, keystore.store and the rooms of keystore.admin ask.
 
 -- name: store_info
 SELECT store_id, role, incarnation, origin_id, token_prefix, as_of_change, as_of_at,
@@ -49,6 +49,7 @@ WHERE (:account IS NULL OR a.email = :account)
 ORDER BY k.api_key_id;
 
 -- name: key
+-- By its UUID rather than by its token, which in another system may have been what is a UUID here.
 SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account,
        k.is_active AND r.api_key IS NULL AS is_active,
        iif(r.api_key IS NULL, k.status, 'revoked') AS status,
@@ -57,7 +58,8 @@ SELECT k.api_key_id, k.api_key, k.account_id, a.email AS account,
 FROM APIKeys AS k
 LEFT JOIN Accounts AS a ON a.account_id = k.account_id
 LEFT JOIN Revocations AS r ON r.api_key = k.api_key
-WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash;
+WHERE k.api_key = :api_key OR k.api_key_hash = :api_key_hash
+ORDER BY k.api_key IS NOT :api_key;
 
 -- name: plan_id
 SELECT plan_id FROM Plans WHERE name = ?;

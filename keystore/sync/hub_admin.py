@@ -1,7 +1,6 @@
 """What an operator does at a hub: make it, migrate it, revoke keys."""
 
 from dataclasses import dataclass
-from uuid import UUID
 
 from keystore import models, sql
 from keystore.errors import NotFoundError, TargetNotReadyError
@@ -14,7 +13,7 @@ from keystore.sync.hub_connection import (
     no_hub,
     other_version,
 )
-from keystore.tokens import hash_token
+from keystore.tokens import key_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +113,3 @@ class HubAdmin(HubConnection):
                 self.rows("notify", channel=channel_of(store_id), payload=payload)
         number, uuid, reason, revoked_at = self.row("revocation", **where)
         return Revoked(store_id, number, uuid, reason, revoked_at, is_new)
-
-
-def key_names(key: str) -> dict[str, str | None]:
-    """Return what statements that look for a key ask for: its UUID, and the hash of its token."""
-    try:
-        return {"key": str(UUID(key)), "hash": hash_token(key)}
-    except ValueError:
-        return {"key": None, "hash": hash_token(key)}

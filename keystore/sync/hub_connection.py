@@ -150,7 +150,9 @@ def hub_errors() -> Iterator[None]:
     except psycopg.errors.InsufficientPrivilege as error:
         raise not_granted(first_line(error)) from error
     except psycopg.Error as error:
-        raise TargetError(f"the hub failed: {first_line(error)}.") from error
+        raise TargetError(
+            f"the hub failed: {first_line(error)}.", hint="The server's log may tell more."
+        ) from error
 
 
 def _not_connected(error: psycopg.Error) -> TargetUnavailableError:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from keystore.errors import InvalidInputError, NotFoundError
-from keystore.sync.hub_admin import key_names
 from keystore.sync.hub_connection import HubConnection, hub_errors
+from keystore.tokens import key_names
 
 STALE_AFTER_SECONDS = 86_400
 """For how long a store may be silent before it counts as stale."""
@@ -86,7 +86,7 @@ def receipts(hub: HubConnection, key: str | None = None) -> list[Receipt]:
         TargetError: whatever the hub says.
     """
     members = fleet(hub)  # first: who calls in between is told of as before, never as too good
-    names = {"key": None, "hash": None} if key is None else key_names(key)
+    names = dict.fromkeys(("api_key", "api_key_hash")) if key is None else key_names(key)
     with hub_errors():
         rows = hub.rows("receipts", **names)
     if key is not None and not rows:

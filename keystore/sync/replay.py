@@ -180,7 +180,7 @@ def _refuse_other_count(pull: Pull, table: Table, found: int) -> None:
         )
 
 
-def _stage(file: StoreFile, staging: Staging, pull: Pull, on_progress: OnProgress = nobody) -> None:
+def _stage(file: StoreFile, staging: Staging, pull: Pull, on_progress: OnProgress) -> None:
     count = 0
     for page in pull.pages:
         with file.read():

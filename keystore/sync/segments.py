@@ -19,9 +19,7 @@ from keystore.tables import BY_NAME, Table, WireRow
 
 FAN_OUT = 8
 """So many segments become one; as many again stay as they are, for who is just a little behind."""
-
-
-_MANY = 100
+_MANY_BRACKETS = 100
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
@@ -113,7 +111,7 @@ def _size(page: Page) -> int:
 def _parsed(line: bytes) -> Any:
     # The parser goes as deep as there are brackets, and at the end of the stack it may be somebody
     # else's finalizer that fails. Ours have few, but for those that are in texts.
-    if _brackets(line) > _MANY and _brackets(_TEXT.sub(b"", line)) > _MANY:
+    if _brackets(line) > _MANY_BRACKETS and _brackets(_TEXT.sub(b"", line)) > _MANY_BRACKETS:
         raise _not_ours("line")
     try:
         return json.loads(line)

@@ -105,7 +105,10 @@ class EmbeddedPostgres:
             if ended or time.monotonic() > deadline:
                 self.stop()
                 log = (self.folder / "server.log").read_text(errors="replace")[-1000:]
-                raise KeystoreError(f"the embedded PostgreSQL did not start:\n{log}")
+                raise KeystoreError(
+                    f"the embedded PostgreSQL did not start:\n{log}",
+                    hint=f"Or set {ENVIRONMENT_VARIABLE} to the URL of a database for tests.",
+                )
             time.sleep(0.02)
 
     def _is_ready(self) -> bool:
@@ -124,7 +127,10 @@ class EmbeddedPostgres:
             user=self._user,
         )
         if done.returncode != 0:
-            raise KeystoreError(f"{program} failed: {done.stderr.decode(errors='replace').strip()}")
+            raise KeystoreError(
+                f"{program} failed: {done.stderr.decode(errors='replace').strip()}",
+                hint=f"Or set {ENVIRONMENT_VARIABLE} to the URL of a database for tests.",
+            )
 
 
 @contextmanager
