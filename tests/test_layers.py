@@ -60,15 +60,6 @@ def test_the_edge_loads_none_of_the_admin_side() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command_line_loads_the_admin_side_when_a_command_asks_for_it() -> None:
-    heavy = ["pydantic", "sqlite_utils", "psycopg", "tuf", "obstore", "rich", "keystore.store"]
-    program = f"import sys, keystore.cli; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
-
-
 def test_the_sync_engine_knows_no_driver() -> None:
     program = (
         "import sys, keystore.sync.engine;"
