@@ -90,6 +90,15 @@ def test_lag_counts_what_the_origin_has_pushed_and_the_replica_has_not(
     assert [member.behind for member in fleet(hub_url)] == [0, 0]
 
 
+def test_who_has_changes_that_the_hub_has_not_is_seen_to_be_ahead(
+    store: Store, hub_url: str, replica: Path
+) -> None:
+    """The hub was put back, or somebody has written to it: such a replica takes nothing from it."""
+    with psycopg.connect(hub_url) as conn:
+        conn.execute("UPDATE keystore.stores SET acknowledged_change = acknowledged_change - 2")
+    assert [member.behind for member in fleet(hub_url)] == [0, -2]
+
+
 def test_revocations_that_are_missing_are_counted(
     store: Store, hub_url: str, replica: Path
 ) -> None:

@@ -377,7 +377,8 @@ WITH told AS (
 ), aged AS (
     SELECT m.*,
            CASE WHEN o.as_of_at IS NOT NULL
-                THEN least(greatest(o.acknowledged_change::NUMERIC - m.as_of_change, 0),
+                THEN least(greatest(o.acknowledged_change::NUMERIC - m.as_of_change,
+                                    -9223372036854775808),
                            9223372036854775807)::BIGINT END AS behind,
            abs(extract(EPOCH FROM now() - m.as_of_at))::FLOAT8 AS age,
            greatest(extract(EPOCH FROM now() - m.last_seen_at), 0)::FLOAT8 AS silent,

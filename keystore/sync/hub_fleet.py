@@ -16,7 +16,8 @@ class Member:
 
     Times are UTC text. ``age_seconds`` is how old its data are, ``silent_seconds`` how long ago it
     called, both by the hub's clock. ``behind`` counts the changes that its origin has pushed since
-    and it has not; ``None`` if the origin pushes elsewhere. Of an origin ``as_of_…`` tell what it
+    and it has not; ``None`` if the origin pushes elsewhere, below 0 if it has some that the hub has
+    not. Of an origin ``as_of_…`` tell what it
     has pushed; ``None`` before its first push is done.
     """
 
