@@ -50,6 +50,15 @@ def test_an_overlap_never_lengthens_a_keys_life(store: Store) -> None:
     assert store.key(old.token).expires_at == "2031-01-01 00:00:00"
 
 
+@pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(99999 * 7), timedelta.max])
+def test_an_overlap_without_a_sensible_end_is_refused(store: Store, overlap: timedelta) -> None:
+    old = store.issue_key("ada@example.org")
+    before = store.status().last_change
+    with pytest.raises(InvalidInputError, match="the overlap is "):
+        store.rotate_key(old.token, overlap=overlap)
+    assert store.status().last_change == before
+
+
 def test_without_an_overlap_the_old_key_is_revoked_with_the_reason(store: Store) -> None:
     store.add_service("translation")
     old = store.issue_key(ADA, quotas={"translation": 100})

@@ -16,6 +16,7 @@ from keystore.errors import InvalidInputError, NotFoundError
 if TYPE_CHECKING:
     import sqlite3
 
+_CENTURY = timedelta(days=36_525)
 _Q = sql.named("store")
 
 
@@ -84,11 +85,15 @@ class KeyAdmin(Admin):
         of them, move to the successor at once: two keys would spend them twice.
 
         Raises:
-            InvalidInputError: the key passes no longer, or the overlap is negative.
+            InvalidInputError: the key passes no longer, or the overlap is negative or endless.
             NotFoundError, WrongRoleError
         """
         if overlap < timedelta(0):
             raise InvalidInputError("the overlap is negative.", hint="Name a time to come.")
+        if overlap > _CENTURY:  # its end would be past what a store can say
+            raise InvalidInputError(
+                "the overlap is more than a century.", hint="Name a shorter one."
+            )
         with self._write() as conn:
             old = self._key(key)
             if not old.is_active or old.state == "expired":
