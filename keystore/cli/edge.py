@@ -15,7 +15,7 @@ from keystore.cli import offline
 from keystore.cli.common import argument_or_stdin, plural, show, store_options, wants_json
 from keystore.edge import Decision, Reason, Validator
 from keystore.edge.decision import QuotaLeft
-from keystore.edge.slow import MAX_COST
+from keystore.edge.slow import FLUSH_SECONDS, MAX_COST, MAX_PENDING
 
 MAX_WORKERS = 256
 SHORTEST_FLUSH_SECONDS = 0.01
@@ -210,7 +210,7 @@ def check(
 @click.option(
     "--max-pending",
     type=click.IntRange(1),
-    default=10_000,
+    default=MAX_PENDING,
     show_default=True,
     help="Uses that one worker's crash may lose; 1 writes each before it is answered.",
 )
@@ -218,7 +218,7 @@ def check(
     "--flush-seconds",
     type=_flush_seconds,
     metavar="SECONDS",
-    default="5",
+    default=f"{FLUSH_SECONDS:g}",
     show_default=True,
     help="How long a use may wait for the disk.",
 )

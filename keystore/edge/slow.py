@@ -32,6 +32,10 @@ from keystore.quotas import period_of
 
 IMPATIENT_SECONDS = 0.05
 """How long a check may wait for another process's lock."""
+MAX_PENDING = 10_000
+"""How many checks may wait to be written, unless somebody says otherwise."""
+FLUSH_SECONDS = 5.0
+"""How long they may, unless somebody says otherwise."""
 MAX_COST = 1 << 40
 """Units that one check may count; keeps every sum of a flush within 64 bits."""
 LOOK_SECONDS = 0.001
@@ -64,8 +68,8 @@ class SlowWay(db.Closing):
         self,
         path: Path | str,
         *,
-        max_pending: int = 10_000,
-        max_seconds: float = 5.0,
+        max_pending: int = MAX_PENDING,
+        max_seconds: float = FLUSH_SECONDS,
         rates: Rates | None = None,
     ) -> None:
         # Before the file is opened: should it be replaced in between, the first check notices.
