@@ -8,6 +8,7 @@ everybody has it.
 """
 
 import time
+from uuid import UUID
 
 import uuid_utils.compat
 
@@ -166,9 +167,10 @@ def check_in(file: StoreFile, hub: Hub) -> None:
     if info.is_origin or info.as_of_change is None or info.as_of_at is None:
         return
     with file.write() as conn:
+        fresh = _token_after(conn.execute(_Q["target"], (hub.target_id,)).fetchone()[0])
         # A token whose acknowledgement was lost is used again: the hub may have it.
-        fresh = {"token": str(uuid_utils.compat.uuid7()), "target_id": hub.target_id}
-        last, token = conn.execute(_Q["take_token"], fresh).fetchone()
+        taken = {"token": fresh, "target_id": hub.target_id}
+        last, token = conn.execute(_Q["take_token"], taken).fetchone()
     reached("check_in.pending")
     if not hub.check_in(_who(file, hub), last=last, token=token):
         with file.write() as conn:
@@ -189,9 +191,21 @@ def check_in(file: StoreFile, hub: Hub) -> None:
     with file.write() as conn:
         conn.execute(_Q["acknowledge_check_in"], {"token": token, "target_id": hub.target_id})
     reached("check_in.done")
-    if token != fresh["token"]:
+    if token != fresh:
         # A copy that was made since it was first sent has it as well, and would be taken for us.
         check_in(file, hub)
+
+
+def _token_after(last: str | None) -> str:
+    """Make a token that is newer than the last one, though the clock was put back meanwhile.
+
+    An older one would pass, to a copy of this file, for that of a hub that was put back.
+    """
+    token = uuid_utils.compat.uuid7()
+    if last is not None and str(token) <= last:
+        milliseconds = min((UUID(last).int >> 80) + 1, (1 << 48) - 1)
+        token = UUID(int=milliseconds << 80 | token.int & ((1 << 80) - 1))
+    return str(token)
 
 
 def _who(file: StoreFile, hub: Hub) -> CheckIn:
