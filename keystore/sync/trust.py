@@ -58,7 +58,8 @@ class Trusted:
         self.timestamp: Timestamp = _read(folder / "timestamp.json")
         # (read here, because the client would follow delegations, which keystore never makes)
         self._targets: Targets = _read(folder / "targets.json")
-        found = [path for path in folder.rglob("*.json") if not path.is_symlink()]
+        # (in an order of our own, not the file system's: what is kept of them is compared)
+        found = sorted(path for path in folder.rglob("*.json") if not path.is_symlink())
         self.files = {
             path.relative_to(folder).as_posix(): path.read_bytes().decode() for path in found
         }
