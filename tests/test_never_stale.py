@@ -321,3 +321,54 @@ def test_usage_of_others_makes_nobody_forget(
         writer.do("UPDATE APIKeys SET label = 'x' WHERE api_key_id = 1")
         assert passing(validator, issued) == set(issued)
         assert len([text for text in look_ups if "FROM APIKeys AS k" in text]) == 1
+
+
+@pytest.mark.parametrize("is_mapped", [True, False], ids=["WAL-index", "data_version"])
+def test_a_wal_that_begins_anew_makes_nobody_forget(
+    store: Store,
+    issued: dict[str, str],
+    writer: Writer,
+    monkeypatch: pytest.MonkeyPatch,
+    is_mapped: bool,
+) -> None:
+    """It does so with every few flushes of thousands of keys, of any process."""
+    if not is_mapped:
+        monkeypatch.setattr(edge.commits, "_map", lambda _: None)
+    with Validator(store.file.path, max_seconds=3600) as validator:
+        for _ in range(2):
+            passing(validator, issued)
+        look_ups: list[Any] = []
+        validator._file.conn.set_trace_callback(look_ups.append)
+        for _ in range(3):
+            writer.do("PRAGMA wal_checkpoint(RESTART)", USE)
+            assert passing(validator, issued) == set(issued)
+        assert [text for text in look_ups if "FROM APIKeys AS k" in text] == []
+
+
+def test_a_backup_with_a_changelog_that_ends_alike_is_told_from_a_commit(
+    store: Store, issued: dict[str, str], writer: Writer, tmp_path: Path
+) -> None:
+    """It was written into the file, and then somebody changed the same key in the same second."""
+    key, token = next(iter(issued.items()))
+
+    def change(year: int) -> str:
+        return f"UPDATE APIKeys SET expires_at = '{year}-01-01 00:00:00' WHERE api_key = '{key}'"
+
+    def last_change() -> Any:
+        return store.file.conn.execute(
+            "SELECT change_id, table_name, record_id, occurred_at FROM ChangeLog"
+            " ORDER BY change_id DESC LIMIT 1"
+        ).fetchone()
+
+    with Validator(store.file.path) as validator:
+        for number in range(100):
+            writer.do(f"SAVE {tmp_path / f'{number}.db'}")
+            writer.do(change(2900))
+            before = last_change()
+            assert passing(validator, issued) == set(issued)
+            writer.do(f"LOAD {tmp_path / f'{number}.db'}", change(2001))
+            assert not validator.check(token).allowed
+            if last_change() == before:
+                break
+        else:
+            pytest.fail("not once in the same second")

@@ -175,21 +175,22 @@ class TokenCache:
         ):
             remembered.clear()
 
-    def look(
-        self, conn: "sqlite3.Connection", info: StoreInfo, *, is_rewritten: bool = False
-    ) -> None:
+    def look(self, conn: "sqlite3.Connection", info: StoreInfo, *, is_first: bool = False) -> None:
         """Forget what has changed since the last look; call it in a read transaction.
 
-        If the whole database ``is_rewritten``, the ChangeLog is another one, and tells nothing.
+        If it ``is_first``, of this file or after a failure, what has changed may be anything. So it
+        may where a backup was written into the file: the ChangeLog is another one, then, and tells
+        nothing. SQLite counts the schema's version up when it does that (sqlite3_backup_step).
         """
         identity = (
+            scalar(conn, _Q["schema_version"]),
             info.store_id,
             info.incarnation,
             info.origin_id,
             info.origin_incarnation,
             info.token_prefix,
         )
-        is_same = identity == self._identity and not is_rewritten
+        is_same = identity == self._identity and not is_first
         changed = self._changed(conn) if is_same else None
         if changed is None:
             self.clear()

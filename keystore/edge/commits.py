@@ -19,11 +19,7 @@ HEADER_BYTES = 48
 _VERSION = (3_007_000).to_bytes(4, "little")
 """Of the header, in the byte order of the machine; on others the fallback serves."""
 _IS_INITIALIZED = 12
-_FRAMES = slice(16, 20)
-_PAGES = slice(20, 24)
-_SALT = slice(32, 40)
-"""Offsets in the header: whether it was written; how many frames the WAL holds, and how many pages
-the database has; what is new when the WAL begins anew."""
+"""Offset in the header: whether it was written."""
 
 _Q = sql.named("edge")
 
@@ -62,18 +58,6 @@ class Commits:
             return int(scalar(self._conn, _Q["data_version"])).to_bytes(8, "little")
         both = self.header[: 2 * HEADER_BYTES]
         return both[:HEADER_BYTES] if both[:HEADER_BYTES] == both[HEADER_BYTES:] else None
-
-
-def is_rewritten(before: bytes | None, now: bytes | None) -> bool:
-    """Whether the whole database may have been written since, as a restored backup is.
-
-    Its every page is then in the WAL, or the WAL began anew.
-    """
-    if before is None or now is None or len(now) != HEADER_BYTES or len(before) != HEADER_BYTES:
-        return True
-    frames = int.from_bytes(now[_FRAMES], "little") - int.from_bytes(before[_FRAMES], "little")
-    pages = int.from_bytes(now[_PAGES], "little")
-    return before[_SALT] != now[_SALT] or not 0 <= frames < pages
 
 
 def _is_known(header: mmap.mmap) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from keystore import changelog, db, forks, tokens
 from keystore.edge.cache import Answer, Granted, TokenCache, digest_of
-from keystore.edge.commits import HEADER_BYTES, Commits, is_rewritten
+from keystore.edge.commits import HEADER_BYTES, Commits
 from keystore.edge.decision import (
     ClientCredentials,
     Decision,
@@ -265,7 +265,7 @@ class SlowWay(db.Closing):
             with self._file.read() as conn:
                 db.check_version(self._file.path, *db.versions(conn))
                 info = self._file.info()
-                self._cache.look(conn, info, is_rewritten=is_rewritten(self._seen, header))
+                self._cache.look(conn, info, is_first=self._seen is self._NEVER)
                 last_change = changelog.head(conn) if info.is_origin else 0
             if (info.as_of_change, info.as_of_at, info.valid_until, last_change) != (
                 self._info.as_of_change,

@@ -73,6 +73,9 @@ FROM ChangeLog
 ORDER BY change_id DESC
 LIMIT 1;
 
+-- name: schema_version
+PRAGMA schema_version;
+
 -- name: last_revocation
 SELECT coalesce(max(revocation_id), 0) FROM Revocations;
 
