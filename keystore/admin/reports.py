@@ -8,7 +8,7 @@ whole hours, so that a total is the same before a roll-up and after it.
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from keystore import db, sql
 from keystore.admin.base import Admin
@@ -183,19 +183,32 @@ def _totals(
             where.append(_Q["within"].format(time=time))
         period = _PERIODS[per].format(time=time) if per else "NULL"
         told_apart = [item for item in (period, kind, number) if item not in _CONSTANTS]
-        statement = _Q["totals"].format(
-            columns=f"{period}, {kind}, {number}",
-            rows=count,
-            table=table,
-            where=" AND ".join(where) or "TRUE",
-            groups=f"GROUP BY {', '.join(told_apart)}" if told_apart else "",
-        )
+        parts = {
+            "columns": f"{period}, {kind}, {number}",
+            "rows": count,
+            "table": table,
+            "where": " AND ".join(where) or "TRUE",
+            "groups": f"GROUP BY {', '.join(told_apart)}" if told_apart else "",
+        }
         named = {column.lstrip("+"): value for column, value in values.items()}
-        for *group, high, low, number_of_rows in conn.execute(statement, {**window, **named}):
+        for *group, high, low, number_of_rows in _summed(conn, parts, {**window, **named}):
             if number_of_rows:  # (without groups, one row says that there are none)
                 amounts[tuple(group)] += (high << 32) + low
                 rows[tuple(group)] += number_of_rows
     return amounts, rows
+
+
+def _summed(
+    conn: "sqlite3.Connection", parts: dict[str, str], values: dict[str, object]
+) -> list[Any]:
+    """Add up; a sum of what anybody may have logged can be past 64 bits, but seldom is."""
+    statement = _Q["totals"]
+    try:
+        return conn.execute(statement.format(sums=_Q["sum"], **parts), values).fetchall()
+    except db.Error as error:
+        if str(error) != "integer overflow":
+            raise
+    return conn.execute(statement.format(sums=_Q["sum_in_halves"], **parts), values).fetchall()
 
 
 def _hour(moment: datetime | None, bound: str, *, is_end: bool = False) -> str:

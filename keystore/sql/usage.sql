@@ -40,8 +40,14 @@ RETURNING usage_id, principal_type, principal_id, account_id, service_id, amount
 SELECT quota_id FROM APIKeyServiceQuotas WHERE api_key_id = ? AND service_id = ?;
 
 -- name: totals
--- (in two halves: a sum of what anybody may have logged can be past 64 bits)
-SELECT {columns}, sum(amount >> 32), sum(amount & 4294967295), {rows} FROM {table} WHERE {where} {groups};
+SELECT {columns}, {sums}, {rows} FROM {table} WHERE {where} {groups};
+
+-- name: sum
+0, sum(amount);
+
+-- name: sum_in_halves
+-- (takes half as long again)
+sum(amount >> 32), sum(amount & 4294967295);
 
 -- name: by_hour
 substr({time}, 1, 13) || ':00:00';
