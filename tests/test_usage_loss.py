@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import keystore
-from keystore import Store, Validator, backup
+from keystore import Store, Validator, backup, db
 from keystore.db import connect
 from keystore.edge import slow
 from keystore.edge.usage import UsageBuffer
@@ -324,6 +324,34 @@ def test_usage_that_waits_for_a_lock_is_written_with_the_first_check_after_it(
             assert validator.pending == 5
             assert validator.check(token).allowed
             assert (validator.pending, store.status().usage_total) == (0, 6 * number)
+
+
+def test_while_a_lock_is_held_no_second_check_waits_for_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = store.issue_key(ADA).token
+    flush, wait = UsageBuffer.flush, db.set_busy_timeout
+    flushes, waits = list[int](), list[float]()
+
+    def counted(self: UsageBuffer) -> int:
+        flushes.append(self.pending)
+        return flush(self)
+
+    def noted(conn: Any, seconds: float) -> None:
+        waits.append(seconds)
+        wait(conn, seconds)
+
+    monkeypatch.setattr("keystore.edge.usage.RETRY_SECONDS", 3600)
+    monkeypatch.setattr(UsageBuffer, "flush", counted)
+    with Validator(store.file.path, max_pending=3, max_seconds=3600) as validator:
+        with store.file.write(), monkeypatch.context() as patch:
+            patch.setattr(db, "set_busy_timeout", noted)
+            for _ in range(6):
+                assert validator.check(token).allowed
+        assert flushes == [3]
+        assert set(waits[::2]) == {0}
+        assert set(waits[1::2]) == {slow.IMPATIENT_SECONDS}
+        assert len(waits) % 2 == 0
 
 
 def test_a_flush_that_a_full_disk_has_stopped_is_tried_again_soon(
